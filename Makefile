@@ -1,0 +1,150 @@
+# Every target prepares what it needs: the pinned environment in .venv, then the compiled extension.
+#
+#   make demo    train without gradients on real digits      make test    the default test suite
+#   make bench   comparison with torch's own ways            make help    everything else
+#
+# PYTHON  the interpreter that makes .venv (3.11 or newer; default python3)
+# PY      on the command line, an interpreter of your own: used as it is, nothing is installed
+# ARGS    handed on to the demo, pytest or the bench: make demo ARGS="--seconds 20"
+# setup.py reads PERTURBED_CUDA=0/1, DEBUG=1, MAX_JOBS, TORCH_CUDA_ARCH_LIST and CUDA_HOME.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+export PYTHONUNBUFFERED := 1
+
+PYTHON ?= python3
+VENV := .venv
+ifneq ($(origin PY),command line)
+  PY := $(VENV)/bin/python
+  ENVIRONMENT := $(VENV)/.requirements
+endif
+
+# ---- environment ------------------------------------------------------------------------------
+
+# torch goes first and alone: whatever is built from source afterwards sees the pinned one.
+$(VENV)/.requirements: requirements.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else \
+	  f"requirements.txt needs Python 3.11 or newer, $(PYTHON) is {v[0]}.{v[1]}; " \
+	  "name another: make PYTHON=python3.12 ...")'
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet "$$(grep '^torch==' requirements.txt)"
+	$(VENV)/bin/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+# torch guesses the toolkit from the place of nvcc, wrongly where that is a link or a wrapper script.
+CUDA_HOME ?= /usr/local/cuda
+ifneq ($(wildcard $(CUDA_HOME)/bin/nvcc),)
+  export CUDA_HOME
+endif
+
+# ---- extension --------------------------------------------------------------------------------
+
+# The stamp's name holds what a rebuild depends on beside the sources; ninja then compiles only the
+# files that changed. FORCE: the stamp is worth nothing if the module it speaks of is gone.
+CSRC := $(shell find csrc -type f -name '*.[ch]*' -o -type f -name '*.cu*')
+FLAVOUR := cuda=$(or $(PERTURBED_CUDA),auto)-debug=$(or $(DEBUG),0)-$(subst /,_,$(PY))
+EXTENSION := build/.extension-$(FLAVOUR)
+FORCE := $(if $(wildcard perturbed/_C*.so),,FORCE)
+
+$(EXTENSION): $(ENVIRONMENT) setup.py $(CSRC) $(FORCE)
+	$(PY) setup.py build_ext --inplace
+	@rm -f build/.extension-* && touch $@
+
+.PHONY: FORCE help build install demo test test-all test-cuda check-cuda check-link bench gpu lint \
+  format clean
+FORCE:
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
+
+build: $(EXTENSION) ## compile the extension in place, only what changed
+
+install: $(EXTENSION) ## make `import perturbed` work from any folder in .venv
+	$(PY) -m pip install --no-build-isolation --no-deps --editable .
+
+demo: $(EXTENSION) ## train a network of hard signs on MNIST digits
+	$(PY) docs/examples/nes_mnist.py $(ARGS)
+
+# ---- tests ------------------------------------------------------------------------------------
+
+test: $(EXTENSION) ## tests without the slow ones and the CUDA ones
+	$(PY) -m pytest -q -m "not slow and not cuda" $(ARGS)
+
+test-all: $(EXTENSION) ## tests with the slow ones; CUDA ones where there is a GPU
+	$(PY) -m pytest -q $(ARGS)
+
+test-cuda: $(EXTENSION) ## the CUDA tests alone, on a machine with a GPU
+	$(PY) -m pytest -q -m cuda $(ARGS)
+
+# Compiles every .cu as setup.py would, for the oldest, the commonest and the newest supported chip;
+# a register spill is an error; V=1 prints registers. Neither a GPU nor a CUDA build of torch is needed.
+NVCC ?= $(firstword $(wildcard $(CUDA_HOME)/bin/nvcc) $(shell command -v nvcc) $(CUDA_HOME)/bin/nvcc)
+CUDA_SOURCES := $(wildcard csrc/cuda/*.cu)
+CUDA_OBJECTS := $(CUDA_SOURCES:csrc/cuda/%.cu=build/check-cuda/%.o)
+NVCCFLAGS := -std=c++20 -O3 -Icsrc --expt-relaxed-constexpr --compiler-options -fPIC \
+  -DUSE_CUDA -DTORCH_TARGET_VERSION=0x020b000000000000 \
+  -D__CUDA_NO_HALF_OPERATORS__ -D__CUDA_NO_HALF_CONVERSIONS__ \
+  -D__CUDA_NO_BFLOAT16_CONVERSIONS__ -D__CUDA_NO_HALF2_OPERATORS__ \
+  $(foreach arch,80 90 120,-gencode arch=compute_$(arch),code=sm_$(arch)) \
+  -Xptxas -warn-spills,-Werror$(if $(V),$(comma)-v)
+comma := ,
+
+build/check-cuda/%.o: csrc/cuda/%.cu $(CSRC) Makefile $(ENVIRONMENT)
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCCFLAGS) $$($(PY) -c 'from torch.utils.cpp_extension import include_paths as p; \
+	  print(*("-isystem " + path for path in p()))') -c $< -o $@
+
+check-cuda: $(CUDA_OBJECTS) ## compile every .cu for sm_80, sm_90, sm_120; needs no GPU
+	@test -n "$(CUDA_OBJECTS)" || { echo "check-cuda: no csrc/cuda/*.cu" >&2; exit 1; }
+	@echo "check-cuda: $(words $(CUDA_OBJECTS)) file(s) compile for sm_80, sm_90, sm_120 without spills"
+
+# `===` matches the version's text, so that pip takes the index's CUDA build and no `+cpu` one. The
+# tree is copied because an extension built in place here would replace the one of .venv.
+LINK_TREE := build/check-link
+LINK_PY := $(CURDIR)/.venv-link/bin/python
+check-link: ## build, link and test with a CUDA build of torch, GPU or not (downloads several GB)
+	test -x $(LINK_PY) || $(PYTHON) -m venv .venv-link
+	$(LINK_PY) -m pip install --quiet "$$(sed -n 's/^torch==/torch===/p' requirements.txt)"
+	$(LINK_PY) -m pip install --quiet -r requirements.txt
+	rm -rf $(LINK_TREE) && mkdir -p $(LINK_TREE)
+	git ls-files -z --cached --others --exclude-standard \
+	  | tar --create --null --files-from - --ignore-failed-read | tar --extract -C $(LINK_TREE)
+	cd $(LINK_TREE) && PERTURBED_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 \
+	  $(LINK_PY) setup.py build_ext --inplace
+	cd $(LINK_TREE) && $(LINK_PY) -m perturbed
+	cd $(LINK_TREE) && $(LINK_PY) -m pytest -q -m "not slow"
+
+# ---- measure, style, rest ---------------------------------------------------------------------
+
+bench: $(EXTENSION) ## base, naive, stored, vmap and ours side by side
+	$(PY) -m bench $(ARGS)
+
+gpu: export PERTURBED_CUDA := 1
+gpu: ## everything that needs a GPU: CUDA build, CUDA tests, bench
+	$(MAKE) build
+	$(PY) -m perturbed
+	$(PY) -m pytest -q -m cuda
+	$(PY) -m bench --device cuda $(ARGS)
+
+CLANG_FORMAT = $(PY) -c 'import clang_format; clang_format.clang_format()'
+# git names the files, so that build products and caches are never read.
+CXX_FILES = $$(git ls-files --cached --others --exclude-standard \
+  -- {csrc,tests}/\*.{h,cpp,cu,cuh})
+
+lint: $(ENVIRONMENT) ## ruff, clang-format and mypy, changing nothing
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(CLANG_FORMAT) --dry-run -Werror $(CXX_FILES)
+	$(PY) -m mypy
+
+format: $(ENVIRONMENT) ## rewrite with ruff and clang-format
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(CLANG_FORMAT) -i $(CXX_FILES)
+
+clean: ## remove build products; .venv stays
+	rm -rf build dist *.egg-info perturbed/_C*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find perturbed bench tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
