@@ -39,13 +39,8 @@ def _float32(value: float) -> float:
 
 _TWO_THIRDS_BITS = 0x3F2AAAAB
 _EXPONENT_SCALE = _float32(-1.6525916e-07)  # -2 ln 2 / 2^23
-_LOG = [
-    _float32(c)
-    for c in (
-        *(-2.0, 0.999998629, -0.666660786, 0.500160575, -0.400355816),
-        *(0.328255683, -0.278069288, 0.30806464, -0.288698822),
-    )
-]
+_LOG = [_float32(c) for c in (-2.0, 0.999998629, -0.666660786, 0.500160575, -0.400355816)]
+_LOG += [_float32(c) for c in (0.328255683, -0.278069288, 0.30806464, -0.288698822)]
 _SIN = [_float32(c) for c in (6.28318548, -41.3416634, 81.5925522, -75.4020691)]
 _COS = [_float32(c) for c in (1.0, -19.7391682, 64.9232254, -83.6659241)]
 _ANGLE_SCALE = 2.0**-34
@@ -196,7 +191,7 @@ def dense_materialise(
     return noise.to(dtype).contiguous()
 
 
-# ---- what the operators do with it ----------------------------------------------------------------
+# ---- what the operators do with it ---------------------------------------------------------
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -294,11 +289,11 @@ def dense_estimate(
 
     ``weights`` is [D] in the accumulator's dtype: float64 for a float64 grad, float32 otherwise.
     """
-    acc = _accumulator(grad.dtype)
-    total = torch.zeros(grad.numel(), dtype=acc, device=grad.device)
-    for first, count in _chunks(weights.shape[0], grad.numel()):
+    acc, (rows, cols) = _accumulator(grad.dtype), grad.shape
+    total = torch.zeros(rows * cols, dtype=acc, device=grad.device)
+    for first, count in _chunks(weights.shape[0], rows * cols):
         noise = dense_materialise(
-            key, stream, first, count, *grad.shape, rademacher, acc, exact=exact
+            key, stream, first, count, rows, cols, rademacher, acc, exact=exact
         )
         total += weights[first : first + count].to(acc) @ noise.flatten(1)
     total = sigma.to(acc) * total.reshape(grad.shape)
