@@ -10,7 +10,9 @@
 #if defined(__CUDACC__)
 #define PT_HD __host__ __device__ __forceinline__
 #else
-#define PT_HD inline
+// static: csrc/cpu compiles these once per instruction set, and a merged copy (COMDAT) could be one
+// that the processor at hand cannot run.
+#define PT_HD static inline
 #endif
 
 namespace perturbed {

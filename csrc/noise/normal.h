@@ -30,11 +30,12 @@ constexpr uint32_t kExponentMask = 0xff800000u;
 constexpr float kExponentScale = -1.6525916e-07f;  // -2 ln 2 / 2^23: the exponent arrives times 2^23
 constexpr float kLog[9] = {-2.0f,         0.999998629f, -0.666660786f, 0.500160575f, -0.400355816f,
                            0.328255683f, -0.278069288f, 0.30806464f,   -0.288698822f};
-// x in turns, |x| <= 1/8: sin(2 pi x) = x kSin(x^2) to 2.5e-9, cos(2 pi x) = kCos(x^2) to 3.3e-8.
-constexpr float kSin[4] = {6.28318548f, -41.3416634f, 81.5925522f, -75.4020691f};
-constexpr float kCos[4] = {1.0f, -19.7391682f, 64.9232254f, -83.6659241f};
-constexpr uint32_t kAngleMask = 0xfffff800u;              // the 21 bits of (w1 >> 9) below a quarter
-constexpr float kAngleScale = 5.820766091346741e-11f;     // 2^-34: the angle arrives times 2^34
+// The angle is 2 pi v = pi (h + x + 1/2) with h the top bit and x in [-1/2, 1/2) the rest, so that
+// cos = -(-1)^h sin(pi x) and sin = (-1)^h cos(pi x): kSin(x^2) x = -sin(pi x) to 7e-9 and kCos(x^2) =
+// cos(pi x) to 5.3e-8.
+constexpr float kSin[5] = {-3.14159274f, 5.1677103f, -2.55007768f, 0.598292172f, -0.0776594058f};
+constexpr float kCos[5] = {1.0f, -4.93479538f, 4.05845118f, -1.33209383f, 0.220080659f};
+constexpr uint32_t kAngleMask = 0x007ffffeu;  // of w1 >> 8: the 22 bits of (w1 >> 9) below h
 }  // namespace box_muller_constants
 
 PT_HD NormalPair box_muller(uint32_t w0, uint32_t w1) {
@@ -48,37 +49,58 @@ PT_HD NormalPair box_muller(uint32_t w0, uint32_t w1) {
   const float scaled = exact_mul(static_cast<float>(static_cast<int32_t>(exponent)), c::kExponentScale);
   const float r = exact_sqrt(exact_fma(p, f, scaled));
 
-  // Reduce v to the nearest quarter turn: v = quarter / 4 + x.
-  const float x = exact_mul(static_cast<float>(static_cast<int32_t>((w1 << 2) & c::kAngleMask)),
-                            c::kAngleScale);
-  const uint32_t quarter = w1 + 0x20000000u;  // its top two bits count quarters
+  const float x = exact_sub(float_from_bits((w1 >> 8 & c::kAngleMask) | 0x3f800000u), 1.5f);
   const float xx = exact_mul(x, x);
-  float s = exact_fma(c::kSin[3], xx, c::kSin[2]);
-  s = exact_fma(s, xx, c::kSin[1]);
-  s = exact_fma(s, xx, c::kSin[0]);
-  s = exact_mul(s, x);
-  float k = exact_fma(c::kCos[3], xx, c::kCos[2]);
-  k = exact_fma(k, xx, c::kCos[1]);
-  k = exact_fma(k, xx, c::kCos[0]);
-  const bool odd = (quarter & 0x40000000u) != 0;
-  const uint32_t cosine = bits_from_float(odd ? s : k) ^ ((quarter + 0x40000000u) & 0x80000000u);
-  const uint32_t sine = bits_from_float(odd ? k : s) ^ (quarter & 0x80000000u);
-  return {exact_mul(r, float_from_bits(cosine)), exact_mul(r, float_from_bits(sine))};
+  float s = c::kSin[4];
+  for (int i = 3; i >= 0; --i) s = exact_fma(s, xx, c::kSin[i]);
+  float k = c::kCos[4];
+  for (int i = 3; i >= 0; --i) k = exact_fma(k, xx, c::kCos[i]);
+  const float signed_r = float_from_bits(bits_from_float(r) ^ (w1 & 0x80000000u));
+  return {exact_mul(signed_r, exact_mul(s, x)), exact_mul(signed_r, k)};
 }
 
+// Device forms. tests/emulation compiles them on a host, with a model of the special-function units.
 #if defined(__CUDACC__)
+#define PT_DEVICE __device__ __forceinline__
+__device__ __forceinline__ float mufu_lg2(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float mufu_sqrt(float x) {
+  float y;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float mufu_sin(float x) {
+  float y;
+  asm("sin.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float mufu_cos(float x) {
+  float y;
+  asm("cos.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+#elif defined(PERTURBED_EMULATION)
+#define PT_DEVICE inline
+float mufu_lg2(float x);
+float mufu_sqrt(float x);
+float mufu_sin(float x);
+float mufu_cos(float x);
+#endif
+
+#if defined(PT_DEVICE)
 // MUFU form: lg2.approx, sqrt.approx, sin.approx and cos.approx, two instructions per factor.
-__device__ __forceinline__ NormalPair box_muller_fast(uint32_t w0, uint32_t w1) {
-  float log2u, r, s, c;
-  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(log2u) : "f"(uniform_open(w0)));
-  const float square = -1.3862944f * log2u;  // -2 ln 2
-  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(square));
+PT_DEVICE NormalPair box_muller_fast(uint32_t w0, uint32_t w1) {
+  // -2 ln 2 log2(u). lg2.approx may err by 2^-22 near 1, hence above zero for the largest u; the
+  // magnitude keeps the root real and is a free operand modifier.
+  const float square = __builtin_fabsf(-1.3862944f * mufu_lg2(uniform_open(w0)));
+  const float r = mufu_sqrt(square);
   // v in turns as a float in [1, 2), minus 1.5: the same angle less half a turn, so both signs flip.
   const float turns = float_from_bits(0x3f800000u | w1 >> 9) - 1.5f;
   const float radians = 6.2831855f * turns;
-  asm("sin.approx.ftz.f32 %0, %1;" : "=f"(s) : "f"(radians));
-  asm("cos.approx.ftz.f32 %0, %1;" : "=f"(c) : "f"(radians));
-  return {-r * c, -r * s};
+  return {-r * mufu_cos(radians), -r * mufu_sin(radians)};
 }
 #endif
 
@@ -93,8 +115,8 @@ PT_HD NormalBlock normal_block(PhiloxWords words) {
   return {{a.z0, a.z1, b.z0, b.z1}};
 }
 
-#if defined(__CUDACC__)
-__device__ __forceinline__ NormalBlock normal_block_fast(PhiloxWords words) {
+#if defined(PT_DEVICE)
+PT_DEVICE NormalBlock normal_block_fast(PhiloxWords words) {
   const NormalPair a = box_muller_fast(words.w[0], words.w[1]);
   const NormalPair b = box_muller_fast(words.w[2], words.w[3]);
   return {{a.z0, a.z1, b.z0, b.z1}};

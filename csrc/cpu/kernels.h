@@ -1,0 +1,78 @@
+// The table of CPU inner loops. csrc/cpu/isa.h implements it once per instruction set; the operators
+// (csrc/cpu/dense.cpp) call through `kernels()`, which is chosen at run time from what the processor
+// offers. Every implementation draws the same bits; sums may differ in the last place between them.
+#pragma once
+
+#include <cstdint>
+
+#include "noise/philox.h"
+
+namespace perturbed {
+
+// A row of x handed to a dot product is padded with zeros to a multiple of this many elements, and a
+// noise buffer has as many readable elements behind its end.
+constexpr int64_t kRowPadding = 32;
+
+// Blocks are drawn in batches of this size; buffers of words or normals hold whole batches.
+constexpr int64_t kBatchBlocks = 16;
+
+// `PhiloxBlock`s of one batch in the order that an instruction set likes best.
+struct alignas(64) PreparedBatch {
+  uint32_t words[kBatchBlocks * 4];
+};
+
+// Directions as arrays, for the loops that run over directions (padded to whole batches).
+struct DirectionArrays {
+  const uint32_t *e, *g, *h;
+};
+
+struct CpuKernels {
+  const char* name;
+
+  // Prepares `batches` batches of consecutive blocks starting at `first_block`: in the order of
+  // `normals` (prepare_normal) or of `sign_bits` (prepare_sign).
+  void (*prepare_normal)(const PhiloxLaunch&, uint32_t first_block, int64_t batches, PreparedBatch*);
+  void (*prepare_sign)(const PhiloxLaunch&, uint32_t first_block, int64_t batches, PreparedBatch*);
+
+  // One direction's normals of prepared blocks: out[4 * block + column].
+  void (*normals)(const PhiloxLaunch&, const PreparedBatch*, int64_t batches, PhiloxDirection,
+                  float* out);
+  // One direction's words of prepared blocks: word j of block b at out[j * stride + b]. For signs
+  // that is the bit string of row j of a block row.
+  void (*sign_bits)(const PhiloxLaunch&, const PreparedBatch*, int64_t batches, PhiloxDirection,
+                    int64_t stride, uint32_t* out);
+
+  // out[r] = sum_i e[i] x[r * x_stride + i] over i < n, n a multiple of kRowPadding.
+  void (*dot)(const float* e, const float* x, int64_t x_stride, int64_t rows, int64_t n, float* out);
+  void (*dot_double)(const float* e, const double* x, int64_t x_stride, int64_t rows, int64_t n,
+                     double* out);
+  // out[4 * r + j] = sum of x[r * x_stride + i] over the set bits i < n of bit string j (at
+  // bits + j * bits_stride), n a multiple of 32.
+  void (*bit_sum)(const uint32_t* bits, int64_t bits_stride, const float* x, int64_t x_stride,
+                  int64_t rows, int64_t n, float* out);
+  void (*bit_sum_double)(const uint32_t* bits, int64_t bits_stride, const double* x,
+                         int64_t x_stride, int64_t rows, int64_t n, double* out);
+
+  // out[4 * block + column] = sum_d w[d] z_d over two prepared batches.
+  void (*normal_estimate)(const PhiloxLaunch&, const PreparedBatch*, const PhiloxDirection*,
+                          const float* w, int64_t directions, float* out);
+  void (*normal_estimate_double)(const PhiloxLaunch&, const PreparedBatch*, const PhiloxDirection*,
+                                 const double* w, int64_t directions, double* out);
+  // out[32 * row + column] = sum of w[d] over the directions whose bit is set, for one block.
+  void (*sign_estimate)(const PhiloxLaunch&, uint32_t block, DirectionArrays, const float* w,
+                        int64_t directions, float* out);
+  void (*sign_estimate_double)(const PhiloxLaunch&, uint32_t block, DirectionArrays,
+                               const double* w, int64_t directions, double* out);
+};
+
+extern const CpuKernels kPortableKernels;
+extern const CpuKernels kAvx2Kernels;
+extern const CpuKernels kAvx512Kernels;
+
+const CpuKernels& kernels();
+
+// "portable", "avx2" or "avx512". Setting one that this processor lacks returns false.
+bool cpu_supports(const char* name);
+bool set_cpu_capability(const char* name);
+
+}  // namespace perturbed
