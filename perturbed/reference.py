@@ -32,18 +32,17 @@ _SIGN_ROWS, _SIGN_COLS = 4, 32  # a block of signs is 4 x 32 elements
 _CHUNK_ELEMENTS = 1 << 20
 
 
-def _float32(value: float) -> float:
+def _float32s(*values: float) -> list[float]:
     """Round to float32, as the literals of ``csrc/noise/normal.h`` are."""
-    return struct.unpack("f", struct.pack("f", value))[0]
+    return list(struct.unpack(f"{len(values)}f", struct.pack(f"{len(values)}f", *values)))
 
 
 _TWO_THIRDS_BITS = 0x3F2AAAAB
-_EXPONENT_SCALE = _float32(-1.6525916e-07)  # -2 ln 2 / 2^23
-_LOG = [_float32(c) for c in (-2.0, 0.999998629, -0.666660786, 0.500160575, -0.400355816)]
-_LOG += [_float32(c) for c in (0.328255683, -0.278069288, 0.30806464, -0.288698822)]
-_SIN = [_float32(c) for c in (6.28318548, -41.3416634, 81.5925522, -75.4020691)]
-_COS = [_float32(c) for c in (1.0, -19.7391682, 64.9232254, -83.6659241)]
-_ANGLE_SCALE = 2.0**-34
+(_EXPONENT_SCALE,) = _float32s(-1.6525916e-07)  # -2 ln 2 / 2^23
+_LOG = _float32s(-2.0, 0.999998629, -0.666660786, 0.500160575, -0.400355816)
+_LOG += _float32s(0.328255683, -0.278069288, 0.30806464, -0.288698822)
+_SIN = _float32s(-3.14159274, 5.1677103, -2.55007768, 0.598292172, -0.0776594058)
+_COS = _float32s(1.0, -4.93479538, 4.05845118, -1.33209383, 0.220080659)
 
 
 # ---- noise -------------------------------------------------------------------------------------
@@ -139,18 +138,11 @@ def box_muller(w0: Tensor, w1: Tensor, *, exact: bool = True) -> tuple[Tensor, T
     # A float64 root rounded to float32 is the correctly rounded float32 root (Figueroa 1995).
     r = square.double().sqrt().float()
 
-    # v = quarter / 4 + x with |x| <= 1/8: the low 30 bits of w1 as a signed number.
-    signed = (((w1 << 2) & 0xFFFFF800) ^ 0x80000000) - 0x80000000
-    x = signed.float() * _ANGLE_SCALE
-    quarter = ((w1 + 0x20000000) >> 30) & 3
+    # 2 pi v = pi (h + x + 1/2) with h the top bit of w1 and x in [-1/2, 1/2) the 22 bits below it.
+    x = (w1 >> 9 & 0x3FFFFF).float() * 2.0**-22 - 0.5
     xx = x * x
-    s = _polynomial(_SIN, xx) * x
-    k = _polynomial(_COS, xx)
-    odd = quarter & 1 == 1
-    cosine, sine = torch.where(odd, s, k), torch.where(odd, k, s)
-    cosine = torch.where((quarter == 1) | (quarter == 2), -cosine, cosine)
-    sine = torch.where(quarter >= 2, -sine, sine)
-    return r * cosine, r * sine
+    r = torch.where(w1 >> 31 == 1, -r, r)
+    return r * (_polynomial(_SIN, xx) * x), r * _polynomial(_COS, xx)
 
 
 def _normals(

@@ -1,7 +1,8 @@
 """Assertions and parameters that tests and benchmarks share.
 
-Two kinds of equality, never mixed: ``assert_bitwise_equal`` for what the package promises bit by bit
-(noise, thread counts, splits), ``assert_close_to_reference`` for what depends on the order of a sum.
+Two kinds of equality, never mixed: ``assert_bitwise_equal`` for what the package promises bit by
+bit (noise, thread counts, splits), ``assert_close_to_reference`` for what depends on the order of
+a sum.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 def devices() -> list[Any]:
     """List the devices to run a test on, as parameters of ``pytest.mark.parametrize``.
 
-    They are ``cpu`` and ``cuda``; the latter carries the marker ``cuda`` and skips, with the reason,
-    where it cannot run. PERTURBED_TEST_DEVICE (comma-separated, such as ``cpu`` or ``cuda:1``) names
-    the devices instead, and then none of them skips.
+    They are ``cpu`` and ``cuda``; the latter carries the marker ``cuda`` and skips, with the
+    reason, where it cannot run. PERTURBED_TEST_DEVICE (comma-separated, such as ``cpu`` or
+    ``cuda:1``) names the devices instead, and then none of them skips.
 
     Raises:
         ValueError: PERTURBED_TEST_DEVICE names something that is no torch device.
