@@ -1,5 +1,5 @@
-// The extension module `perturbed._C`: loading it registers the operators; what it exports itself is
-// free of torch: the noise contract as NumPy arrays, the choice of CPU kernels, and build facts.
+// The extension module `perturbed._C`: loading it registers the operators; what it exports itself
+// is free of torch: the noise contract as NumPy arrays, the choice of CPU kernels, and build facts.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -20,16 +20,22 @@ namespace {
 
 using Words = py::array_t<uint32_t, py::array::c_style | py::array::forcecast>;
 
+// A key may come as the signed integer of a key tensor or as an unsigned one.
+PhiloxKey key_from(const py::int_& key) {
+  return philox_key(PyLong_AsUnsignedLongLongMask(key.ptr()));
+}
+
 // counters: [N, 4] uint32 -> [N, 4]
-Words philox(const Words& counters, uint64_t key) {
+Words philox(const Words& counters, const py::int_& key_bits) {
   if (counters.ndim() != 2 || counters.shape(1) != 4) {
     throw std::invalid_argument("philox: counters must have shape (N, 4)");
   }
+  const PhiloxKey key = key_from(key_bits);
   Words out({counters.shape(0), py::ssize_t{4}});
   const uint32_t* c = counters.data();
   uint32_t* w = out.mutable_data();
   for (py::ssize_t i = 0; i < counters.shape(0); ++i, c += 4, w += 4) {
-    const PhiloxWords words = philox4x32(c[0], c[1], c[2], c[3], philox_key(key));
+    const PhiloxWords words = philox4x32(c[0], c[1], c[2], c[3], key);
     std::copy(words.w, words.w + 4, w);
   }
   return out;
@@ -43,8 +49,8 @@ struct Draw {
   py::ssize_t count, batches;
   std::vector<PreparedBatch> prepared;
 
-  Draw(uint64_t key, uint32_t generation, uint32_t stream, uint32_t d, py::ssize_t blocks)
-      : launch(philox_launch(stream, generation, philox_key(key))),
+  Draw(const py::int_& key, uint32_t generation, uint32_t stream, uint32_t d, py::ssize_t blocks)
+      : launch(philox_launch(stream, generation, key_from(key))),
         direction(philox_direction(launch, d)),
         count(blocks),
         batches(ceil_div<py::ssize_t>(blocks, kBatchBlocks)),
@@ -54,7 +60,7 @@ struct Draw {
 };
 
 // -> [count, 4]
-Words words(uint64_t key, uint32_t generation, uint32_t stream, uint32_t direction,
+Words words(const py::int_& key, uint32_t generation, uint32_t stream, uint32_t direction,
             uint32_t first_block, py::ssize_t count) {
   Draw draw(key, generation, stream, direction, count);
   draw.k.prepare_sign(draw.launch, first_block, draw.batches, draw.prepared.data());
@@ -71,8 +77,8 @@ Words words(uint64_t key, uint32_t generation, uint32_t stream, uint32_t directi
 }
 
 // -> [count, 4]
-py::array_t<float> normals(uint64_t key, uint32_t generation, uint32_t stream, uint32_t direction,
-                           uint32_t first_block, py::ssize_t count) {
+py::array_t<float> normals(const py::int_& key, uint32_t generation, uint32_t stream,
+                           uint32_t direction, uint32_t first_block, py::ssize_t count) {
   Draw draw(key, generation, stream, direction, count);
   draw.k.prepare_normal(draw.launch, first_block, draw.batches, draw.prepared.data());
   std::vector<float> z(draw.batches * kBatchBlocks * 4);
@@ -108,7 +114,8 @@ std::vector<std::string> cpu_capabilities() {
 
 void choose_cpu_capability(const std::string& name) {
   if (!set_cpu_capability(name.c_str())) {
-    throw std::invalid_argument("cpu capability must be one this processor has, got '" + name + "'");
+    throw std::invalid_argument("cpu capability must be one this processor has, got '" + name +
+                                "'");
   }
 }
 
@@ -141,8 +148,12 @@ py::dict build_info() {
 
 PYBIND11_MODULE(_C, m) {
   using namespace perturbed;
-  m.def("splitmix64", [](uint64_t seed) { return static_cast<int64_t>(splitmix64(seed)); },
-        py::arg("seed"), "Key of a user seed, as the signed 64-bit integer that a key tensor holds.");
+  m.def(
+      "splitmix64",
+      [](const py::int_& seed) {
+        return static_cast<int64_t>(splitmix64(PyLong_AsUnsignedLongLongMask(seed.ptr())));
+      },
+      py::arg("seed"), "Key of a user seed, as the signed 64-bit integer that a key tensor holds.");
   m.def("philox", &philox, py::arg("counters"), py::arg("key"));
   m.def("words", &words, py::arg("key"), py::arg("generation"), py::arg("stream"),
         py::arg("direction"), py::arg("first_block"), py::arg("count"));

@@ -1,5 +1,5 @@
-// Every operator of the package, in the one place that defines them. Kernels register themselves for
-// a device beside their code (csrc/cpu, csrc/cuda); fake kernels and derivatives are in
+// Every operator of the package, in the one place that defines them. Kernels register themselves
+// for a device beside their code (csrc/cpu, csrc/cuda); fake kernels and derivatives are in
 // perturbed/_ops.py. Shapes use the alphabet of docs/conventions.md:
 //
 //   D directions   R repeats   B = R * D rows   T tokens   m = out   n = in
@@ -12,8 +12,8 @@
 STABLE_TORCH_LIBRARY(perturbed, m) {
   // y[b, t] += s_b * sigma * (E_d x[b, t] + e_d), d = b % D, s_b = -1 for the second half of the
   // repeats if antithetic. y: [B, T, m] contiguous; x: [B, T, n], last dimension contiguous. If
-  // x has fewer rows than y it holds the N distinct rows that every member sees: [N, T, n], R % N == 0,
-  // and row b reads x[b / D % N].
+  // x has fewer rows than y it holds the N distinct rows that every member sees: [N, T, n], R % N
+  // == 0, and row b reads x[b / D % N].
   m.def(
       "dense_linear_(Tensor(a!) y, Tensor x, Tensor key, Tensor sigma, int weight_stream, "
       "int bias_stream, int directions, bool antithetic, bool rademacher) -> ()");

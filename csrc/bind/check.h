@@ -15,8 +15,8 @@ namespace perturbed {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-#define PT_CHECK(condition, op, ...)                      \
-  do {                                                    \
+#define PT_CHECK(condition, op, ...)                                  \
+  do {                                                                \
     STD_TORCH_CHECK(condition, "perturbed::", op, ": ", __VA_ARGS__); \
   } while (0)
 
@@ -41,9 +41,9 @@ inline void check_dtype(const char* op, const char* name, const Tensor& tensor, 
 
 inline void check_same_device(const char* op, const char* name, const Tensor& tensor,
                               const Tensor& other) {
-  PT_CHECK(tensor.is_cpu() == other.is_cpu() &&
-               tensor.get_device_index() == other.get_device_index(),
-           op, name, " must be on the same device as the other tensors");
+  PT_CHECK(
+      tensor.is_cpu() == other.is_cpu() && tensor.get_device_index() == other.get_device_index(),
+      op, name, " must be on the same device as the other tensors");
 }
 
 inline void check_contiguous(const char* op, const char* name, const Tensor& tensor) {

@@ -56,8 +56,8 @@ inline DenseLinearSizes check_dense_linear(const char* op, const Tensor& y, cons
   s.antithetic = antithetic;
   s.shared = x.size(0) != rows;
   s.sources = s.shared ? x.size(0) : s.repeats;
-  PT_CHECK(!antithetic || s.repeats % 2 == 0, op, "antithetic needs an even number of repeats, got ",
-           s.repeats);
+  PT_CHECK(!antithetic || s.repeats % 2 == 0, op,
+           "antithetic needs an even number of repeats, got ", s.repeats);
   PT_CHECK(!s.shared || (s.sources > 0 && s.repeats % s.sources == 0), op,
            "x must have as many rows as y (", rows, ") or a divisor of the repeats (", s.repeats,
            "), got ", x.size(0));

@@ -1,17 +1,19 @@
-// Dense family on the CPU: y += s sigma (E_d x + e_d), the estimate sigma sum_d w_d E_d, and E_d itself.
+// Dense family on the CPU: y += s sigma (E_d x + e_d), the estimate sigma sum_d w_d E_d, and E_d
+// itself.
 //
-// Noise is drawn into a buffer that stays in the first-level cache, a few rows of E_d at a time, and is
-// used from there; nothing of size D * m * n exists. Work is split by the shape alone and every
-// output is summed by one thread in one order, so results do not depend on the number of threads.
-// Limit: the noise (see docs/kernels.md); the sums are a few per cent until a direction has about
-// 16 rows.
+// Noise is drawn into a buffer that stays in the first-level cache, a few rows of E_d at a time,
+// and is used from there; nothing of size D * m * n exists. Work is split by the shape alone and
+// every output is summed by one thread in one order, so results do not depend on the number of
+// threads. Limit: the noise (see docs/kernels.md); the sums are a few per cent until a direction
+// has about 16 rows.
+#include "bind/dense.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <vector>
 
-#include "bind/dense.h"
 #include "bind/dispatch.h"
 #include "cpu/kernels.h"
 #include "noise/signs.h"
@@ -22,8 +24,8 @@ namespace {
 
 using torch::stable::parallel_for;
 
-constexpr int64_t kChunkBlocks = 512;    // blocks drawn at once: 8 KiB of normals or of sign bits
-constexpr int64_t kDirectionTile = 64;   // directions that share one preparation of their blocks
+constexpr int64_t kChunkBlocks = 512;   // blocks drawn at once: 8 KiB of normals or of sign bits
+constexpr int64_t kDirectionTile = 64;  // directions that share one preparation of their blocks
 constexpr int64_t kEstimateBlocks = 2 * kBatchBlocks;
 
 int64_t round_up(int64_t value, int64_t multiple) { return ceil_div(value, multiple) * multiple; }
@@ -47,8 +49,8 @@ struct TensorNoise {
 
 // ---- forward -----------------------------------------------------------------------------------
 
-// x as the inner loops want it: rows of A (float or double), zero-padded to kRowPadding, and the sum
-// of each row where signs need it. Copies nothing if x is already so.
+// x as the inner loops want it: rows of A (float or double), zero-padded to kRowPadding, and the
+// sum of each row where signs need it. Copies nothing if x is already so.
 template <class A>
 struct PackedRows {
   const A* data;
@@ -72,20 +74,21 @@ struct PackedRows {
     }
     if (with_sums) sums.resize(rows * s.tokens);
     if (usable && !with_sums) return;
-    parallel_for(0, rows * s.tokens, ceil_div<int64_t>(1 << 15, width), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const T* from = x + i / s.tokens * s.x_row_stride + i % s.tokens * s.x_token_stride;
-        if (!usable) {
-          A* to = buffer.data() + i * width;
-          for (int64_t k = 0; k < s.in; ++k) to[k] = static_cast<A>(from[k]);
-        }
-        if (with_sums) {
-          double sum = 0;
-          for (int64_t k = 0; k < s.in; ++k) sum += static_cast<double>(from[k]);
-          sums[i] = static_cast<A>(sum);
-        }
-      }
-    });
+    parallel_for(
+        0, rows * s.tokens, ceil_div<int64_t>(1 << 15, width), [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) {
+            const T* from = x + i / s.tokens * s.x_row_stride + i % s.tokens * s.x_token_stride;
+            if (!usable) {
+              A* to = buffer.data() + i * width;
+              for (int64_t k = 0; k < s.in; ++k) to[k] = static_cast<A>(from[k]);
+            }
+            if (with_sums) {
+              double sum = 0;
+              for (int64_t k = 0; k < s.in; ++k) sum += static_cast<double>(from[k]);
+              sums[i] = static_cast<A>(sum);
+            }
+          }
+        });
   }
 };
 
@@ -319,7 +322,8 @@ void normal_estimate(T* grad, int64_t rows, int64_t cols, const accumulator_t<T>
         const int64_t o = b / per_row, i = b % per_row * kNormalBlockCols;
         const int64_t here = std::min<int64_t>(kNormalBlockCols, cols - i);
         const A* sum = sums + (b - first) * kNormalBlockCols;
-        for (int64_t c = 0; c < here; ++c) assign(grad + o * cols + i + c, accumulate, sigma * sum[c]);
+        for (int64_t c = 0; c < here; ++c)
+          assign(grad + o * cols + i + c, accumulate, sigma * sum[c]);
       }
     }
   });
@@ -371,10 +375,11 @@ void dense_estimate_cpu_(Tensor grad, const Tensor weights, const Tensor key, co
   dispatch_float(grad.scalar_type(), op, "grad", [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = accumulator_t<T>;
-    (rademacher ? sign_estimate<T> : normal_estimate<T>)(
-        static_cast<T*>(grad.mutable_data_ptr()), grad.size(0), grad.size(1),
-        static_cast<const A*>(weights.const_data_ptr()), weights.size(0), noise,
-        static_cast<A>(*sigma.const_data_ptr<double>()), accumulate);
+    (rademacher ? sign_estimate<T>
+                : normal_estimate<T>)(static_cast<T*>(grad.mutable_data_ptr()), grad.size(0),
+                                      grad.size(1), static_cast<const A*>(weights.const_data_ptr()),
+                                      weights.size(0), noise,
+                                      static_cast<A>(*sigma.const_data_ptr<double>()), accumulate);
   });
 }
 
@@ -454,8 +459,9 @@ Tensor dense_materialise_cpu(const Tensor key, int64_t stream, int64_t first, in
   dispatch_float(dtype, op, "dtype", [&](auto tag) {
     using T = typename decltype(tag)::type;
     if (out.numel() == 0) return;
-    (rademacher ? materialise_signs<T> : materialise_normals<T>)(
-        static_cast<T*>(out.mutable_data_ptr()), first, count, rows, cols, TensorNoise(key, stream));
+    (rademacher ? materialise_signs<T>
+                : materialise_normals<T>)(static_cast<T*>(out.mutable_data_ptr()), first, count,
+                                          rows, cols, TensorNoise(key, stream));
   });
   return out;
 }

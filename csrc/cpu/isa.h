@@ -2,9 +2,11 @@
 // isa_<name>.cpp includes this file under its own target and namespace and exports one table.
 //
 // Noise is drawn in batches of 16 blocks, kLanes blocks at a time. Philox works on 64-bit lanes (a
-// 32 x 32 -> 64 bit product per lane), so kLanes counters fill two registers: even elements in `a`, odd
-// ones in `b`. Only the low words of the 64-bit lanes mean anything between rounds.
+// 32 x 32 -> 64 bit product per lane), so kLanes counters fill two registers: even elements in `a`,
+// odd ones in `b`. Only the low words of the 64-bit lanes mean anything between rounds.
 #pragma once
+
+#include PERTURBED_SIMD
 
 #include "cpu/kernels.h"
 #include "noise/counters.h"
@@ -53,7 +55,8 @@ PT_INLINE Directions broadcast(PhiloxDirection d) {
 }
 
 // Words 0..3 of kLanes counters, element by element.
-PT_INLINE void finish(const Counters& c, const Directions& d, const PhiloxLaunch& launch, U (&w)[4]) {
+PT_INLINE void finish(const Counters& c, const Directions& d, const PhiloxLaunch& launch,
+                      U (&w)[4]) {
   const U m0 = Simd::set1_u(kPhiloxM0), m1 = Simd::set1_u(kPhiloxM1);
   U xa = Simd::xor_u(Simd::high(c.p1a), d.ea), xb = Simd::xor_u(Simd::high(c.p1b), d.eb);
   U ya = Simd::xor_u(c.p0a, d.ga), yb = Simd::xor_u(c.p0b, d.gb);
@@ -80,8 +83,8 @@ static void prepare_batches(const PhiloxLaunch& launch, U order, uint32_t first_
                             int64_t batches, PreparedBatch* out) {
   for (int64_t i = 0; i < batches; ++i) {
     for (int part = 0; part < kParts; ++part) {
-      const uint32_t base =
-          first_block + static_cast<uint32_t>(i * kBatchBlocks) + static_cast<uint32_t>(part * kLanes);
+      const uint32_t base = first_block + static_cast<uint32_t>(i * kBatchBlocks) +
+                            static_cast<uint32_t>(part * kLanes);
       const Counters c = prepare(launch, Simd::add_u(order, Simd::set1_u(base)));
       uint32_t* w = out[i].words + 4 * kLanes * part;
       Simd::store_u(w, c.p0a);
@@ -110,8 +113,8 @@ PT_INLINE void box_muller_lanes(U w0, U w1, F* z0, F* z1) {
   const U one = Simd::set1_u(0x3f800000u);
   const U u = Simd::as_bits(Simd::sub(Simd::as_float(Simd::or_u(one, Simd::template shr<9>(w0))),
                                       Simd::set1(0.99999994f)));
-  const U exponent = Simd::and_u(Simd::sub_u(u, Simd::set1_u(c::kTwoThirdsBits)),
-                                 Simd::set1_u(c::kExponentMask));
+  const U exponent =
+      Simd::and_u(Simd::sub_u(u, Simd::set1_u(c::kTwoThirdsBits)), Simd::set1_u(c::kExponentMask));
   const F f = Simd::sub(Simd::as_float(Simd::sub_u(u, exponent)), Simd::set1(1.0f));
   F p = Simd::set1(c::kLog[8]);
 #pragma GCC unroll 8
@@ -128,15 +131,14 @@ PT_INLINE void box_muller_lanes(U w0, U w1, F* z0, F* z1) {
     s = Simd::fma(s, xx, Simd::set1(c::kSin[i]));
     k = Simd::fma(k, xx, Simd::set1(c::kCos[i]));
   }
-  const F signed_r =
-      Simd::as_float(Simd::xor_and(Simd::as_bits(r), w1, Simd::set1_u(0x80000000u)));
+  const F signed_r = Simd::as_float(Simd::xor_and(Simd::as_bits(r), w1, Simd::set1_u(0x80000000u)));
   *z0 = Simd::mul(signed_r, Simd::mul(s, x));
   *z1 = Simd::mul(signed_r, k);
 }
 
 // Column j of kLanes blocks in z[j].
 PT_INLINE void draw_normals(const Counters& c, const Directions& d, const PhiloxLaunch& launch,
-                         F (&z)[4]) {
+                            F (&z)[4]) {
   U w[4];
   finish(c, d, launch, w);
   box_muller_lanes(w[0], w[1], &z[0], &z[1]);
@@ -257,7 +259,8 @@ static void sign_estimate(const PhiloxLaunch& launch_in, uint32_t block, Directi
     }
   }
   for (int j = 0; j < kSignBlockRows; ++j) {
-    for (int v = 0; v < kVectors; ++v) Simd::store(out + kSignBlockCols * j + kLanes * v, sum[j][v]);
+    for (int v = 0; v < kVectors; ++v)
+      Simd::store(out + kSignBlockCols * j + kLanes * v, sum[j][v]);
   }
 }
 
@@ -379,9 +382,18 @@ static void bit_sum_double(const uint32_t* bits, int64_t bits_stride, const doub
 }
 
 static constexpr CpuKernels table(const char* name) {
-  return {name,           prepare_normal, prepare_sign,   normals,
-          sign_bits,      dot,            dot_double,     bit_sum,
-          bit_sum_double, normal_estimate, normal_estimate_double, sign_estimate,
+  return {name,
+          prepare_normal,
+          prepare_sign,
+          normals,
+          sign_bits,
+          dot,
+          dot_double,
+          bit_sum,
+          bit_sum_double,
+          normal_estimate,
+          normal_estimate_double,
+          sign_estimate,
           sign_estimate_double};
 }
 

@@ -2,8 +2,7 @@
 // every processor; nothing but the table leaves it.
 #pragma GCC target("avx2,fma")
 #define PERTURBED_ISA avx2
-
-#include "cpu/simd_avx2.h"
+#define PERTURBED_SIMD "cpu/simd_avx2.h"
 
 #include "cpu/isa.h"
 

@@ -2,8 +2,7 @@
 // every processor; nothing but the table leaves it.
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
 #define PERTURBED_ISA avx512
-
-#include "cpu/simd_avx512.h"
+#define PERTURBED_SIMD "cpu/simd_avx512.h"
 
 #include "cpu/isa.h"
 

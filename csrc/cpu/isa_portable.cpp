@@ -1,8 +1,7 @@
-// The CPU inner loops for any processor. The target holds for this file only, so that one binary serves
-// every processor; nothing but the table leaves it.
+// The CPU inner loops for any processor. The target holds for this file only, so that one binary
+// serves every processor; nothing but the table leaves it.
 #define PERTURBED_ISA portable
-
-#include "cpu/simd_portable.h"
+#define PERTURBED_SIMD "cpu/simd_portable.h"
 
 #include "cpu/isa.h"
 

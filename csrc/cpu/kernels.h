@@ -1,6 +1,7 @@
-// The table of CPU inner loops. csrc/cpu/isa.h implements it once per instruction set; the operators
-// (csrc/cpu/dense.cpp) call through `kernels()`, which is chosen at run time from what the processor
-// offers. Every implementation draws the same bits; sums may differ in the last place between them.
+// The table of CPU inner loops. csrc/cpu/isa.h implements it once per instruction set; the
+// operators (csrc/cpu/dense.cpp) call through `kernels()`, which is chosen at run time from what
+// the processor offers. Every implementation draws the same bits; sums may differ in the last place
+// between them.
 #pragma once
 
 #include <cstdint>
@@ -9,8 +10,8 @@
 
 namespace perturbed {
 
-// A row of x handed to a dot product is padded with zeros to a multiple of this many elements, and a
-// noise buffer has as many readable elements behind its end.
+// A row of x handed to a dot product is padded with zeros to a multiple of this many elements, and
+// a noise buffer has as many readable elements behind its end.
 constexpr int64_t kRowPadding = 32;
 
 // Blocks are drawn in batches of this size; buffers of words or normals hold whole batches.
@@ -31,7 +32,8 @@ struct CpuKernels {
 
   // Prepares `batches` batches of consecutive blocks starting at `first_block`: in the order of
   // `normals` (prepare_normal) or of `sign_bits` (prepare_sign).
-  void (*prepare_normal)(const PhiloxLaunch&, uint32_t first_block, int64_t batches, PreparedBatch*);
+  void (*prepare_normal)(const PhiloxLaunch&, uint32_t first_block, int64_t batches,
+                         PreparedBatch*);
   void (*prepare_sign)(const PhiloxLaunch&, uint32_t first_block, int64_t batches, PreparedBatch*);
 
   // One direction's normals of prepared blocks: out[4 * block + column].
@@ -43,7 +45,8 @@ struct CpuKernels {
                     int64_t stride, uint32_t* out);
 
   // out[r] = sum_i e[i] x[r * x_stride + i] over i < n, n a multiple of kRowPadding.
-  void (*dot)(const float* e, const float* x, int64_t x_stride, int64_t rows, int64_t n, float* out);
+  void (*dot)(const float* e, const float* x, int64_t x_stride, int64_t rows, int64_t n,
+              float* out);
   void (*dot_double)(const float* e, const double* x, int64_t x_stride, int64_t rows, int64_t n,
                      double* out);
   // out[4 * r + j] = sum of x[r * x_stride + i] over the set bits i < n of bit string j (at

@@ -17,9 +17,7 @@ struct Simd {
   static U load_u(const uint32_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
-  static void store_u(uint32_t* p, U a) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a);
-  }
+  static void store_u(uint32_t* p, U a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
   static F set1(float a) { return _mm256_set1_ps(a); }
   static U set1_u(uint32_t a) { return _mm256_set1_epi32(static_cast<int>(a)); }
   static F zero() { return _mm256_setzero_ps(); }

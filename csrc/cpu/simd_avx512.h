@@ -56,8 +56,8 @@ struct Simd {
     return _mm512_mask_shuffle_epi32(a, 0xAAAA, b, static_cast<_MM_PERM_ENUM>(0xA0));
   }
 
-  // Element e = 4 l + k of an input vector belongs to block 4 k + l; out k holds blocks 4 k .. 4 k + 3
-  // column by column.
+  // Element e = 4 l + k of an input vector belongs to block 4 k + l; out k holds blocks 4 k .. 4 k
+  // + 3 column by column.
   static U block_order() {
     return _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   }

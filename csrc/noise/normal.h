@@ -4,9 +4,9 @@
 //   z0 = sqrt(-2 ln u) cos(2 pi v)            z1 = sqrt(-2 ln u) sin(2 pi v)
 //
 // u and v are exact on every device. `box_muller` evaluates the formula with correctly rounded
-// operations only, in a fixed order: it *defines* the CPU's normals bit by bit, and the SIMD twins in
-// csrc/cpu/noise_simd.h repeat it operation by operation. Against the exact formula its error is at
-// most 6e-7. `box_muller_fast` is the device form on the special-function units; it differs from
+// operations only, in a fixed order: it *defines* the CPU's normals bit by bit, and the SIMD twins
+// in csrc/cpu/noise_simd.h repeat it operation by operation. Against the exact formula its error is
+// at most 6e-7. `box_muller_fast` is the device form on the special-function units; it differs from
 // box_muller by at most 4e-6 for 99.98 % of elements and 5e-4 always.
 #pragma once
 
@@ -27,12 +27,13 @@ namespace box_muller_constants {
 // ln u = e ln 2 + ln(1 + f) with f in [-1/3, 1/3); kLog approximates -2 ln(1 + f) / f to 5.4e-8.
 constexpr uint32_t kTwoThirdsBits = 0x3f2aaaabu;
 constexpr uint32_t kExponentMask = 0xff800000u;
-constexpr float kExponentScale = -1.6525916e-07f;  // -2 ln 2 / 2^23: the exponent arrives times 2^23
-constexpr float kLog[9] = {-2.0f,         0.999998629f, -0.666660786f, 0.500160575f, -0.400355816f,
+constexpr float kExponentScale =
+    -1.6525916e-07f;  // -2 ln 2 / 2^23: the exponent arrives times 2^23
+constexpr float kLog[9] = {-2.0f,        0.999998629f,  -0.666660786f, 0.500160575f, -0.400355816f,
                            0.328255683f, -0.278069288f, 0.30806464f,   -0.288698822f};
 // The angle is 2 pi v = pi (h + x + 1/2) with h the top bit and x in [-1/2, 1/2) the rest, so that
-// cos = -(-1)^h sin(pi x) and sin = (-1)^h cos(pi x): kSin(x^2) x = -sin(pi x) to 7e-9 and kCos(x^2) =
-// cos(pi x) to 5.3e-8.
+// cos = -(-1)^h sin(pi x) and sin = (-1)^h cos(pi x): kSin(x^2) x = -sin(pi x) to 7e-9 and
+// kCos(x^2) = cos(pi x) to 5.3e-8.
 constexpr float kSin[5] = {-3.14159274f, 5.1677103f, -2.55007768f, 0.598292172f, -0.0776594058f};
 constexpr float kCos[5] = {1.0f, -4.93479538f, 4.05845118f, -1.33209383f, 0.220080659f};
 constexpr uint32_t kAngleMask = 0x007ffffeu;  // of w1 >> 8: the 22 bits of (w1 >> 9) below h
@@ -42,11 +43,13 @@ PT_HD NormalPair box_muller(uint32_t w0, uint32_t w1) {
   namespace c = box_muller_constants;
   // r = sqrt(-2 ln u)
   const uint32_t u = bits_from_float(uniform_open(w0));
-  const uint32_t exponent = (u - c::kTwoThirdsBits) & c::kExponentMask;  // e * 2^23, two's complement
+  const uint32_t exponent =
+      (u - c::kTwoThirdsBits) & c::kExponentMask;  // e * 2^23, two's complement
   const float f = exact_sub(float_from_bits(u - exponent), 1.0f);
   float p = c::kLog[8];
   for (int i = 7; i >= 0; --i) p = exact_fma(p, f, c::kLog[i]);
-  const float scaled = exact_mul(static_cast<float>(static_cast<int32_t>(exponent)), c::kExponentScale);
+  const float scaled =
+      exact_mul(static_cast<float>(static_cast<int32_t>(exponent)), c::kExponentScale);
   const float r = exact_sqrt(exact_fma(p, f, scaled));
 
   const float x = exact_sub(float_from_bits((w1 >> 8 & c::kAngleMask) | 0x3f800000u), 1.5f);
@@ -59,7 +62,8 @@ PT_HD NormalPair box_muller(uint32_t w0, uint32_t w1) {
   return {exact_mul(signed_r, exact_mul(s, x)), exact_mul(signed_r, k)};
 }
 
-// Device forms. tests/emulation compiles them on a host, with a model of the special-function units.
+// Device forms. tests/emulation compiles them on a host, with a model of the special-function
+// units.
 #if defined(__CUDACC__)
 #define PT_DEVICE __device__ __forceinline__
 __device__ __forceinline__ float mufu_lg2(float x) {
@@ -97,7 +101,8 @@ PT_DEVICE NormalPair box_muller_fast(uint32_t w0, uint32_t w1) {
   // magnitude keeps the root real and is a free operand modifier.
   const float square = __builtin_fabsf(-1.3862944f * mufu_lg2(uniform_open(w0)));
   const float r = mufu_sqrt(square);
-  // v in turns as a float in [1, 2), minus 1.5: the same angle less half a turn, so both signs flip.
+  // v in turns as a float in [1, 2), minus 1.5: the same angle less half a turn, so both signs
+  // flip.
   const float turns = float_from_bits(0x3f800000u | w1 >> 9) - 1.5f;
   const float radians = 6.2831855f * turns;
   return {-r * mufu_cos(radians), -r * mufu_sin(radians)};

@@ -87,7 +87,7 @@ PT_HD PhiloxBlock philox_block(const PhiloxLaunch& launch, uint32_t c1) {
 }
 
 PT_HD PhiloxDirection philox_direction(const PhiloxLaunch& launch, uint32_t c3) {
-  const uint64_t p1 = mul_wide(kPhiloxM1, c3 ^ launch.y1);        // round 2
+  const uint64_t p1 = mul_wide(kPhiloxM1, c3 ^ launch.y1);             // round 2
   const uint64_t p0 = mul_wide(kPhiloxM0, high_word(p1) ^ launch.x2);  // round 3
   const PhiloxKey third = round_key(launch.key, 2);
   return {low_word(p1) ^ third.k0, high_word(p0) ^ third.k1, low_word(p0)};

@@ -1,5 +1,5 @@
-// Rademacher signs of the noise contract: one bit per element, set = +1, clear = -1. The block shape
-// (4 rows x 32 columns per Philox call) is in noise/counters.h.
+// Rademacher signs of the noise contract: one bit per element, set = +1, clear = -1. The block
+// shape (4 rows x 32 columns per Philox call) is in noise/counters.h.
 #pragma once
 
 #include "noise/hd.h"
