@@ -7,7 +7,9 @@ a sum.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,18 +23,17 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 def devices() -> list[Any]:
     """List the devices to run a test on, as parameters of ``pytest.mark.parametrize``.
 
-    They are ``cpu`` and ``cuda``; the latter carries the marker ``cuda`` and skips, with the
-    reason, where it cannot run. PERTURBED_TEST_DEVICE (comma-separated, such as ``cpu`` or
-    ``cuda:1``) names the devices instead, and then none of them skips.
+    They are ``cpu`` and ``cuda``, or what PERTURBED_TEST_DEVICE names (comma-separated, such as
+    ``cpu`` or ``cuda:1``). CUDA devices carry the marker ``cuda``; tests/conftest.py skips those,
+    with a reason, where they cannot run.
 
     Raises:
         ValueError: PERTURBED_TEST_DEVICE names something that is no torch device.
     """
     import pytest
 
-    override = os.environ.get("PERTURBED_TEST_DEVICE")
     params = []
-    for name in override.split(",") if override else ("cpu", "cuda"):
+    for name in os.environ.get("PERTURBED_TEST_DEVICE", "cpu,cuda").split(","):
         try:
             device = torch.device(name.strip())
         except RuntimeError as error:
@@ -40,20 +41,25 @@ def devices() -> list[Any]:
                 f"PERTURBED_TEST_DEVICE must name torch devices, got {name.strip()!r}"
             ) from error
         marks = [pytest.mark.cuda] if device.type == "cuda" else []
-        reason = None if override or device.type != "cuda" else missing_cuda()
-        if reason:
-            marks.append(pytest.mark.skip(reason=reason))
         params.append(pytest.param(str(device), marks=marks, id=str(device)))
     return params
 
 
-def missing_cuda() -> str | None:
-    """Say why CUDA kernels cannot run here; None if they can."""
-    if not torch.cuda.is_available():
-        return "no CUDA device"
-    if not torch._C._dispatch_has_kernel_for_dispatch_key("perturbed::dense_linear_", "CUDA"):
-        return "the extension was built without CUDA kernels"
-    return None
+@contextlib.contextmanager
+def cpu_capability(name: str) -> Iterator[None]:
+    """Force the CPU kernels of one instruction set, one of ``_C.cpu_capabilities()``.
+
+    Raises:
+        ValueError: the processor lacks it.
+    """
+    from perturbed import _C
+
+    before = _C.cpu_capability()
+    _C.set_cpu_capability(name)
+    try:
+        yield
+    finally:
+        _C.set_cpu_capability(before)
 
 
 def dtype_id(dtype: torch.dtype) -> str:

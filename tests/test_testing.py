@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from perturbed import testing
+from perturbed import _C, testing
 from perturbed.testing import assert_bitwise_equal, assert_close_to_reference
 
 
@@ -81,20 +81,14 @@ def test_close_to_reference_rejects_nan_and_a_low_precision_reference():
         assert_close_to_reference(plain[:1], plain, reference)
 
 
-def test_devices_without_override(monkeypatch):
+def test_devices_mark_cuda(monkeypatch):
     monkeypatch.delenv("PERTURBED_TEST_DEVICE", raising=False)
     cpu, cuda = testing.devices()
-    assert cpu.values == ("cpu",)
-    assert not cpu.marks
-    assert cuda.values == ("cuda",)
-    marks = {mark.name: mark for mark in cuda.marks}
-    assert "cuda" in marks
-    assert ("skip" in marks) == (testing.missing_cuda() is not None)
-    if "skip" in marks:
-        assert marks["skip"].kwargs["reason"] == testing.missing_cuda()
+    assert (cpu.values, cpu.id, list(cpu.marks)) == (("cpu",), "cpu", [])
+    assert (cuda.values, cuda.id, [m.name for m in cuda.marks]) == (("cuda",), "cuda", ["cuda"])
 
 
-def test_devices_override_never_skips(monkeypatch):
+def test_devices_override(monkeypatch):
     monkeypatch.setenv("PERTURBED_TEST_DEVICE", "cuda:1, cpu")
     first, second = testing.devices()
     assert (first.values, second.values) == (("cuda:1",), ("cpu",))
@@ -102,3 +96,15 @@ def test_devices_override_never_skips(monkeypatch):
     monkeypatch.setenv("PERTURBED_TEST_DEVICE", "abacus")
     with pytest.raises(ValueError, match=r"PERTURBED_TEST_DEVICE must name .* got 'abacus'"):
         testing.devices()
+
+
+def test_cpu_capability_is_restored():
+    before = _C.cpu_capability()
+    with testing.cpu_capability("portable"):
+        assert _C.cpu_capability() == "portable"
+    assert _C.cpu_capability() == before
+    with pytest.raises(ZeroDivisionError), testing.cpu_capability("portable"):
+        raise ZeroDivisionError
+    assert _C.cpu_capability() == before
+    with pytest.raises(ValueError, match="abacus"), testing.cpu_capability("abacus"):
+        pass
