@@ -1,7 +1,5 @@
 // Dense family on CUDA: checks, geometry and launches. The kernels are in dense_kernels.cuh, the
 // operators' contracts in csrc/schema.cpp, the CPU twin in csrc/cpu/dense.cpp.
-#include "cuda/dense_kernels.cuh"
-
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -11,6 +9,7 @@
 #include "bind/dense.h"
 #include "bind/dispatch.h"
 #include "bind/launch.h"
+#include "cuda/dense_kernels.cuh"
 
 namespace perturbed {
 namespace {
@@ -82,8 +81,7 @@ void dense_linear_on_stream(const char* op, Tensor& y, const Tensor& x, const Te
 }
 
 void dense_linear__cuda(Tensor y, Tensor x, Tensor key, Tensor sigma, int64_t weight_stream,
-                        int64_t bias_stream, int64_t directions, bool antithetic,
-                        bool rademacher) {
+                        int64_t bias_stream, int64_t directions, bool antithetic, bool rademacher) {
   dense_linear_on_stream("dense_linear_", y, x, key, sigma, weight_stream, bias_stream, directions,
                          antithetic, rademacher);
 }
@@ -126,9 +124,10 @@ void dense_estimate__cuda(Tensor grad, Tensor weights, Tensor key, Tensor sigma,
     }
     const dim3 grid(plan.grid_x, static_cast<unsigned>(plan.slices));
     if (rademacher) {
-      dense_estimate_sign_kernel<T><<<grid, kEstimateTile, 0, scope.stream()>>>(args, plan);
+      dense_estimate_sign_kernel<T><<<grid, kSignEstimateTile, 0, scope.stream()>>>(args, plan);
     } else {
-      dense_estimate_normal_kernel<false, T><<<grid, kEstimateTile, 0, scope.stream()>>>(args, plan);
+      dense_estimate_normal_kernel<false, T>
+          <<<grid, kEstimateTile, 0, scope.stream()>>>(args, plan);
     }
     STD_CUDA_KERNEL_LAUNCH_CHECK();
     if (plan.slices > 1) {

@@ -1,5 +1,6 @@
-// Kernels of the dense family and their launch geometry, without torch. E_d is never stored: a thread
-// recomputes the counters of the block of E_d that it needs. docs/kernels.md has the analysis.
+// Kernels of the dense family and their launch geometry, without torch. E_d is never stored: a
+// thread recomputes the counters of the block of E_d that it needs. docs/kernels.md has the
+// analysis.
 //
 // Geometry is a function of shapes alone, never of the card, so results are the same bits on every
 // card; that of dense_linear does not look at the number of directions either, so a shard of the
@@ -32,9 +33,9 @@ struct DenseLinearArgs {
 };
 
 struct DenseLinearPlan {
-  int sources_per_pass;       // 1, 2, 4 or 8: how many sources share one regeneration of the noise
-  int group;                  // lanes that share a quad of output rows and split its columns
-  int direction_warps_log2;   // warps of a block that work on the same direction
+  int sources_per_pass;      // 1, 2, 4 or 8: how many sources share one regeneration of the noise
+  int group;                 // lanes that share a quad of output rows and split its columns
+  int direction_warps_log2;  // warps of a block that work on the same direction
   unsigned grid_x, grid_y, grid_z;
 };
 
@@ -53,8 +54,9 @@ struct NormalNoise {
   // Four rows by four columns: four calls, one a row. acc[r * kSources + j] += E[r] . x[j].
   template <int kSources, class T, class S>
   PT_DEVICE static void accumulate(S (&acc)[kQuad * kSources], const T* const (&x)[kSources],
-                                   const PhiloxLaunch& launch, PhiloxDirection direction,
-                                   int64_t row, uint32_t block_col, int64_t cols, bool aligned) {
+                                   const PhiloxLaunch& launch, const PhiloxSchedule& keys,
+                                   PhiloxDirection direction, int64_t row, uint32_t block_col,
+                                   int64_t cols, bool aligned) {
     const uint32_t blocks = static_cast<uint32_t>(normal_blocks_per_row(cols));
     const int64_t col = static_cast<int64_t>(block_col) * kCols;
     S xv[kSources][4];
@@ -63,7 +65,7 @@ struct NormalNoise {
 #pragma unroll
     for (int r = 0; r < kQuad; ++r) {
       const uint32_t c1 = static_cast<uint32_t>(row + r) * blocks + block_col;
-      const NormalBlock e = block(philox_finish(philox_block(launch, c1), direction, launch.key));
+      const NormalBlock e = block(philox_finish(philox_block(launch, c1), direction, keys));
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
 #pragma unroll
@@ -89,20 +91,23 @@ struct NormalNoise {
 struct SignNoise {
   static constexpr int kCols = kSignBlockCols;
 
-  // Four rows by 32 columns: one call. sum of +-x = 2 (sum of x at set bits - half the sum of x), so
-  // an element costs one predicated add. The half is taken off block by block: partial sums then stay
-  // as small as those of the +-x themselves, also for inputs of one sign.
+  // Four rows by 32 columns: one call. sum of +-x = 2 (sum of x at set bits - half the sum of x),
+  // so an element costs one predicated add. The half is taken off block by block: partial sums then
+  // stay as small as those of the +-x themselves, also for inputs of one sign.
   template <int kSources, class T, class S>
   PT_DEVICE static void accumulate(S (&acc)[kQuad * kSources], const T* const (&x)[kSources],
-                                   const PhiloxLaunch& launch, PhiloxDirection direction,
-                                   int64_t row, uint32_t block_col, int64_t cols, bool aligned) {
+                                   const PhiloxLaunch& launch, const PhiloxSchedule& keys,
+                                   PhiloxDirection direction, int64_t row, uint32_t block_col,
+                                   int64_t cols, bool aligned) {
     const uint32_t blocks = static_cast<uint32_t>(sign_blocks_per_row(cols));
     const uint32_t c1 = static_cast<uint32_t>(row / kSignBlockRows) * blocks + block_col;
-    PhiloxWords words = philox_finish(philox_block(launch, c1), direction, launch.key);
+    PhiloxWords words = philox_finish(philox_block(launch, c1), direction, keys);
     const int64_t col = static_cast<int64_t>(block_col) * kCols;
     S total[kSources] = {};
-    // Unrolled whole for few sources; more would overflow the instruction cache.
-#pragma unroll(kSources <= 2 ? kCols / 4 : 1)
+    // Unrolled whole for few sources, where bits at fixed places become predicates by the seven;
+    // for more, that would overflow the instruction cache.
+    constexpr bool kUnrolled = kSources <= 2;
+#pragma unroll(kUnrolled ? kCols / 4 : 1)
     for (int step = 0; step < kCols / 4; ++step) {
       S xv[kSources][4];
 #pragma unroll
@@ -115,15 +120,17 @@ struct SignNoise {
         for (int j = 0; j < kSources; ++j) total[j] += xv[j][k];
 #pragma unroll
         for (int r = 0; r < kQuad; ++r) {
-          const bool set = (words.w[r] >> k & 1u) != 0;
+          const bool set = (words.w[r] >> (kUnrolled ? 4 * step + k : k) & 1u) != 0;
 #pragma unroll
           for (int j = 0; j < kSources; ++j) {
             if (set) acc[r * kSources + j] += xv[j][k];
           }
         }
       }
+      if constexpr (!kUnrolled) {
 #pragma unroll
-      for (int r = 0; r < kQuad; ++r) words.w[r] >>= 4;
+        for (int r = 0; r < kQuad; ++r) words.w[r] >>= 4;
+      }
     }
 #pragma unroll
     for (int r = 0; r < kQuad; ++r) {
@@ -155,6 +162,8 @@ inline DenseLinearPlan plan_dense_linear(const DenseLinearArgs& a, bool rademach
   } else {
     plan.group = power_of_two_at_least(normal_blocks_per_row(a.in), kWarpSize);
   }
+  // A lane is left with at most kQuad of the group's kQuad * sources_per_pass sums.
+  if (plan.group < plan.sources_per_pass) plan.group = plan.sources_per_pass;
   const int64_t tiles = ceil_div<int64_t>(quads, kWarpSize / plan.group);
   const int direction_warps = power_of_two_at_least(tiles, kLinearWarps);
   plan.direction_warps_log2 = 0;
@@ -171,10 +180,10 @@ inline DenseLinearPlan plan_dense_linear(const DenseLinearArgs& a, bool rademach
 // A warp works on one direction and kSources sources; each group of its lanes on four output rows,
 // whose column blocks the lanes of the group deal out. A thread draws its noise into registers,
 // uses it for all kSources and drops it. x is read through L1, where the warps of a block share it;
-// nothing else is read, and y is read and written once. Bound: Philox and Box-Muller (normal), issue
-// slots (signs).
+// nothing else is read, and y is read and written once. Bound: Philox and Box-Muller (normal),
+// issue slots (signs).
 template <class Noise, int kSources, class T>
-__global__ void __launch_bounds__(kLinearThreads)
+__global__ void __launch_bounds__(kLinearThreads, kSources <= 2 ? 3 : 2)
     dense_linear_kernel(DenseLinearArgs a, DenseLinearPlan plan) {
   using S = sum_t<T>;
   constexpr int kValues = kQuad * kSources;
@@ -183,6 +192,7 @@ __global__ void __launch_bounds__(kLinearThreads)
   const NoiseKey noise = read_key(a.key);
   const PhiloxLaunch weight = philox_launch(a.weight_counter, noise.generation, noise.key);
   const PhiloxLaunch bias = philox_launch(a.bias_counter, noise.generation, noise.key);
+  const PhiloxSchedule keys = pinned_schedule(noise.key);
   const S sigma = static_cast<S>(*a.sigma);
 
   const int direction_warps = 1 << plan.direction_warps_log2;
@@ -212,7 +222,7 @@ __global__ void __launch_bounds__(kLinearThreads)
                  d * a.x_direction_stride + (q - source * a.tokens) * a.x_token_stride;
         }
         for (int64_t b = lane % plan.group; b < blocks; b += plan.group) {
-          Noise::template accumulate<kSources>(acc, x, weight, direction, row,
+          Noise::template accumulate<kSources>(acc, x, weight, keys, direction, row,
                                                static_cast<uint32_t>(b), a.in, a.x_aligned);
         }
       }
@@ -223,7 +233,7 @@ __global__ void __launch_bounds__(kLinearThreads)
       float bias_noise[kQuad] = {};
       if (a.bias) Noise::vector_quad(bias_noise, bias, philox_direction(bias, c3), row);
 #pragma unroll
-      for (int i = 0; i < kValues; ++i) {
+      for (int i = 0; i < kQuad; ++i) {  // count <= kQuad because group >= kSources
         const int r = (first + i) / kSources;
         const int64_t q = q0 + (first + i) % kSources;
         if (i >= count || row + r >= a.out || q >= all_sources) continue;
@@ -233,8 +243,8 @@ __global__ void __launch_bounds__(kLinearThreads)
         const int64_t source = a.tokens == 1 ? q : q / a.tokens;
         const int64_t token = q - source * a.tokens;
         for (int64_t repeat = source; repeat < a.repeats; repeat += a.sources) {
-          T* y = static_cast<T*>(a.y) +
-                 ((repeat * a.directions + d) * a.tokens + token) * a.out + row + r;
+          T* y = static_cast<T*>(a.y) + ((repeat * a.directions + d) * a.tokens + token) * a.out +
+                 row + r;
           const bool negative = a.antithetic && repeat >= a.repeats / 2;
           *y = static_cast<T>(static_cast<S>(*y) + (negative ? -step : step));
         }
@@ -245,7 +255,9 @@ __global__ void __launch_bounds__(kLinearThreads)
 
 // ---- dense_estimate_ ----------------------------------------------------------------------------
 
-constexpr int kEstimateTile = 256;  // directions staged in shared memory, and threads of a block
+// Threads of a block, and directions staged in shared memory at a time.
+constexpr int kEstimateTile = 256;
+constexpr int kSignEstimateTile = 128;  // its threads hold 128 sums each
 
 struct DenseEstimateArgs {
   void* grad;           // [m, n]
@@ -270,8 +282,8 @@ template <class T>
 constexpr int kSignRows = std::is_same_v<T, double> ? 2 : 4;
 
 // Directions are cut into slices until the card is full (two waves of an H200 for normals, whose
-// threads are many and small; a quarter of one for signs, where 128 independent sums in a thread hide
-// latency), but a slice is long enough to pay for writing and reading its partial sums.
+// threads are many and small; a quarter of one for signs, where 128 independent sums in a thread
+// hide latency), but a slice is long enough to pay for writing and reading its partial sums.
 inline DenseEstimatePlan plan_dense_estimate(const DenseEstimateArgs& a, bool rademacher,
                                              bool double_sums) {
   const int64_t threads = rademacher ? sign_blocks(a.rows, a.cols) * (double_sums ? 2 : 1)
@@ -283,7 +295,8 @@ inline DenseEstimatePlan plan_dense_estimate(const DenseEstimateArgs& a, bool ra
   DenseEstimatePlan plan;
   plan.slice = ceil_div<int64_t>(a.directions, slices > 0 ? slices : 1);
   plan.slices = a.directions > 0 ? ceil_div<int64_t>(a.directions, plan.slice) : 1;
-  plan.grid_x = static_cast<unsigned>(ceil_div<int64_t>(threads, kEstimateTile));
+  plan.grid_x = static_cast<unsigned>(
+      ceil_div<int64_t>(threads, rademacher ? kSignEstimateTile : kEstimateTile));
   return plan;
 }
 
@@ -294,17 +307,17 @@ struct alignas(sizeof(S) == 4 ? 16 : 8) StagedDirection {
   S weight;
 };
 
-// Stages directions d0 .. d0 + kEstimateTile - 1 as far as they are below `end`. Every thread of the
-// block calls it.
+// Stages directions d0 .. as far as they are below `end`, one a thread. Every thread of the block
+// calls it.
 template <class S, class Tile>
 PT_DEVICE void stage_directions(Tile& tile, const DenseEstimateArgs& a, const PhiloxLaunch& launch,
                                 uint32_t first_direction, int64_t d0, int64_t end) {
   __syncthreads();  // the previous tile has been read
   const int64_t d = d0 + threadIdx.x;
   if (d < end) {
-    tile[threadIdx.x] = StagedDirection<S>{
-        philox_direction(launch, first_direction + static_cast<uint32_t>(d)),
-        static_cast<const S*>(a.weights)[d]};
+    tile[threadIdx.x] =
+        StagedDirection<S>{philox_direction(launch, first_direction + static_cast<uint32_t>(d)),
+                           static_cast<const S*>(a.weights)[d]};
   }
   __syncthreads();
 }
@@ -342,6 +355,7 @@ __global__ void __launch_bounds__(kEstimateTile)
   const uint32_t blocks = static_cast<uint32_t>(normal_blocks_per_row(a.cols));
   const uint32_t c1 = blockIdx.x * kEstimateTile + threadIdx.x;  // below 2^32 + kEstimateTile
   const PhiloxBlock block = philox_block(launch, c1);
+  const PhiloxSchedule keys = pinned_schedule(noise.key);
   const int64_t begin = blockIdx.y * plan.slice;
   const int64_t end = begin + plan.slice < a.directions ? begin + plan.slice : a.directions;
   S sum[4] = {};
@@ -352,8 +366,7 @@ __global__ void __launch_bounds__(kEstimateTile)
 #pragma unroll 4
     for (int i = 0; i < count; ++i) {
       const StagedDirection<S> at = tile[i];
-      const NormalBlock e =
-          NormalNoise<kExact>::block(philox_finish(block, at.direction, launch.key));
+      const NormalBlock e = NormalNoise<kExact>::block(philox_finish(block, at.direction, keys));
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         part[k] = fused_multiply_add(at.weight, static_cast<S>(e.z[k]), part[k]);
@@ -367,37 +380,38 @@ __global__ void __launch_bounds__(kEstimateTile)
   store_estimate<T>(a, plan.slices > 1, sum, c1 / blocks, static_cast<int64_t>(c1 % blocks) * 4);
 }
 
-// One thread per sign block (4 rows x 32 columns; two threads of 2 rows for double) and slice, looping
-// over directions with all its sums in registers: one predicated add per element. As in
+// One thread per sign block (4 rows x 32 columns; two threads of 2 rows for double) and slice,
+// looping over directions with all its sums in registers: one predicated add per element. As in
 // SignNoise::accumulate the sums are of the set bits less half of all weights, every kSignFold
 // directions. Bound: issue slots.
 constexpr int kSignFold = 32;
 
 template <class T>
-__global__ void __launch_bounds__(kEstimateTile)
+__global__ void __launch_bounds__(kSignEstimateTile, std::is_same_v<T, double> ? 2 : 3)
     dense_estimate_sign_kernel(DenseEstimateArgs a, DenseEstimatePlan plan) {
   using S = sum_t<T>;
   constexpr int kRows = kSignRows<T>;
   constexpr int kSplit = kSignBlockRows / kRows;  // threads of one sign block
-  PT_SHARED(StagedDirection<S>, tile, kEstimateTile);
+  PT_SHARED(StagedDirection<S>, tile, kSignEstimateTile);
   const NoiseKey noise = read_key(a.key);
   const PhiloxLaunch launch = philox_launch(a.counter, noise.generation, noise.key);
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kEstimateTile + threadIdx.x;
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * kSignEstimateTile + threadIdx.x;
   const uint32_t c1 = static_cast<uint32_t>(index / kSplit);
   const int first_word = static_cast<int>(index % kSplit) * kRows;
   const PhiloxBlock block = philox_block(launch, c1);
+  const PhiloxSchedule keys = pinned_schedule(noise.key);
   const int64_t begin = blockIdx.y * plan.slice;
   const int64_t end = begin + plan.slice < a.directions ? begin + plan.slice : a.directions;
   S sum[kRows][kSignBlockCols] = {};
-  for (int64_t d0 = begin; d0 < end; d0 += kEstimateTile) {
+  for (int64_t d0 = begin; d0 < end; d0 += kSignEstimateTile) {
     stage_directions<S>(tile, a, launch, noise.first_direction, d0, end);
-    const int count = static_cast<int>(end - d0 < kEstimateTile ? end - d0 : kEstimateTile);
+    const int count = static_cast<int>(end - d0 < kSignEstimateTile ? end - d0 : kSignEstimateTile);
     for (int i = 0; i < count;) {
       const int fold = i + kSignFold < count ? i + kSignFold : count;
       S total = S(0);
       for (; i < fold; ++i) {
         const StagedDirection<S> at = tile[i];
-        const PhiloxWords words = philox_finish(block, at.direction, launch.key);
+        const PhiloxWords words = philox_finish(block, at.direction, keys);
         total += at.weight;
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
@@ -484,15 +498,15 @@ __global__ void __launch_bounds__(kMaterialiseThreads)
   const int64_t col = static_cast<int64_t>(c1 % blocks) * kNormalBlockCols;
   for (int64_t i = blockIdx.y; i < a.count; i += gridDim.y) {
     const uint32_t c3 = noise.first_direction + static_cast<uint32_t>(a.first + i);
-    const NormalBlock e = NormalNoise<kExact>::block(
-        philox_finish(block, philox_direction(launch, c3), noise.key));
+    const NormalBlock e =
+        NormalNoise<kExact>::block(philox_finish(block, philox_direction(launch, c3), noise.key));
     store4(static_cast<T*>(a.noise) + (i * a.rows + row) * a.cols + col, e.z, a.cols - col,
            a.aligned);
   }
 }
 
-// One thread draws a sign block; then the warp writes the blocks of its lanes one after the other, a
-// lane per column, so that stores are coalesced. Bound: bytes written.
+// One thread draws a sign block; then the warp writes the blocks of its lanes one after the other,
+// a lane per column, so that stores are coalesced. Bound: bytes written.
 template <class T>
 __global__ void __launch_bounds__(kMaterialiseThreads)
     dense_materialise_sign_kernel(DenseMaterialiseArgs a) {
@@ -515,8 +529,8 @@ __global__ void __launch_bounds__(kMaterialiseThreads)
       const int64_t of = index - lane + source;
       if (of >= total) break;  // the same for the whole warp
       const int64_t row = static_cast<int64_t>(static_cast<uint32_t>(of) / blocks) * kSignBlockRows;
-      const int64_t col = static_cast<int64_t>(static_cast<uint32_t>(of) % blocks) * kSignBlockCols +
-                          lane;
+      const int64_t col =
+          static_cast<int64_t>(static_cast<uint32_t>(of) % blocks) * kSignBlockCols + lane;
       if (col >= a.cols) continue;
       T* noise_row = static_cast<T*>(a.noise) + (i * a.rows + row) * a.cols + col;
 #pragma unroll

@@ -1,6 +1,6 @@
 // Vocabulary of the device code. A kernel header uses what is here, CUDA's index variables,
-// __syncthreads, __shfl_sync and __shfl_xor_sync, and nothing else, so that tests/emulation can compile the same
-// source with a host compiler and run it thread by thread. No torch in here.
+// __syncthreads, __shfl_sync and __shfl_xor_sync, and nothing else, so that tests/emulation can
+// compile the same source with a host compiler and run it thread by thread. No torch in here.
 #pragma once
 
 #include <cstdint>
@@ -36,14 +36,15 @@ PT_DEVICE double fused_multiply_add(double a, double b, double c) {
 #endif
 }
 
-// Four consecutive elements, moved by one instruction where 16 bytes hold them and by two otherwise.
+// Four consecutive elements, moved by one instruction where 16 bytes hold them and by two
+// otherwise.
 template <class T>
 struct alignas(4 * sizeof(T) < 16 ? 4 * sizeof(T) : 16) Vector4 {
   T v[4];
 };
 
-// Reads elements 0 .. 3 at `p`, of which the first `valid` exist; the others become zero. `aligned`:
-// p is aligned for Vector4 and `valid` is not between 0 and 4.
+// Reads elements 0 .. 3 at `p`, of which the first `valid` exist; the others become zero.
+// `aligned`: p is aligned for Vector4 and `valid` is not between 0 and 4.
 template <class S, class T>
 PT_DEVICE void load4(S (&out)[4], const T* p, int64_t valid, bool aligned) {
   if (aligned && valid > 0) {
@@ -85,8 +86,21 @@ PT_DEVICE NoiseKey read_key(const int64_t* key) {
           static_cast<uint32_t>(key[2])};
 }
 
-// Sums each of kValues values over `group` neighbouring lanes (a power of two, the same for the whole
-// warp) and leaves every sum with a lane of the group: this lane then holds the sums first ..
+// The round keys, pinned in 14 registers. Left alone, ptxas adds them up again for every call,
+// which is a tenth of a noise loop's instructions.
+PT_DEVICE PhiloxSchedule pinned_schedule(PhiloxKey key) {
+  PhiloxSchedule schedule = philox_schedule(key);
+#if defined(__CUDA_ARCH__)
+#pragma unroll
+  for (int i = 0; i < kPhiloxRounds - 3; ++i) {
+    asm volatile("" : "+r"(schedule.k0[i]), "+r"(schedule.k1[i]));
+  }
+#endif
+  return schedule;
+}
+
+// Sums each of kValues values over `group` neighbouring lanes (a power of two, the same for the
+// whole warp) and leaves every sum with a lane of the group: this lane then holds the sums first ..
 // first + count - 1 in v[0 .. count). A group larger than kValues holds each sum several times.
 // Halving the values with every step costs kValues - 1 shuffles instead of 5 kValues. The order of
 // additions depends on kValues and group only.
@@ -120,7 +134,8 @@ PT_DEVICE int group_sum(S (&v)[kValues], int group, int lane, int& first) {
   return count;
 }
 
-// Smallest power of two that is at least `value` (1 for value <= 1) and at most `limit`, itself one.
+// Smallest power of two that is at least `value` (1 for value <= 1) and at most `limit`, itself
+// one.
 inline int power_of_two_at_least(int64_t value, int limit) {
   int power = 1;
   while (power < value && power < limit) power *= 2;

@@ -93,28 +93,48 @@ PT_HD PhiloxDirection philox_direction(const PhiloxLaunch& launch, uint32_t c3) 
   return {low_word(p1) ^ third.k0, high_word(p0) ^ third.k1, low_word(p0)};
 }
 
+// Keys of rounds 4 to 10.
+struct PhiloxSchedule {
+  uint32_t k0[kPhiloxRounds - 3], k1[kPhiloxRounds - 3];
+};
+
+PT_HD PhiloxSchedule philox_schedule(PhiloxKey key) {
+  PhiloxSchedule schedule;
+#if defined(__CUDA_ARCH__)
+#pragma unroll
+#endif
+  for (int i = 0; i < kPhiloxRounds - 3; ++i) {
+    const PhiloxKey at = round_key(key, static_cast<uint32_t>(i) + 3);
+    schedule.k0[i] = at.k0;
+    schedule.k1[i] = at.k1;
+  }
+  return schedule;
+}
+
 // Rounds 4 to 10. philox_finish(philox_block(l, c1), philox_direction(l, c3), key) equals
 // philox4x32(c0, c1, c2, c3, key).
-PT_HD PhiloxWords philox_finish(PhiloxBlock block, PhiloxDirection direction, PhiloxKey key) {
+PT_HD PhiloxWords philox_finish(PhiloxBlock block, PhiloxDirection direction,
+                                const PhiloxSchedule& keys) {
   uint32_t c0 = high_word(block.p1) ^ direction.e;
   uint32_t c1 = low_word(block.p1);
   uint32_t c2 = low_word(block.p0) ^ direction.g;
   uint32_t c3 = direction.h;
-  key = round_key(key, 3);
 #if defined(__CUDA_ARCH__)
 #pragma unroll
 #endif
-  for (int round = 3; round < kPhiloxRounds; ++round) {
+  for (int i = 0; i < kPhiloxRounds - 3; ++i) {
     const uint64_t p0 = mul_wide(kPhiloxM0, c0);
     const uint64_t p1 = mul_wide(kPhiloxM1, c2);
-    c0 = high_word(p1) ^ c1 ^ key.k0;
+    c0 = high_word(p1) ^ c1 ^ keys.k0[i];
     c1 = low_word(p1);
-    c2 = high_word(p0) ^ c3 ^ key.k1;
+    c2 = high_word(p0) ^ c3 ^ keys.k1[i];
     c3 = low_word(p0);
-    key.k0 += kPhiloxW0;
-    key.k1 += kPhiloxW1;
   }
   return {{c0, c1, c2, c3}};
+}
+
+PT_HD PhiloxWords philox_finish(PhiloxBlock block, PhiloxDirection direction, PhiloxKey key) {
+  return philox_finish(block, direction, philox_schedule(key));
 }
 
 }  // namespace perturbed
