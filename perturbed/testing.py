@@ -45,6 +45,19 @@ def devices() -> list[Any]:
     return params
 
 
+def missing_cuda() -> str | None:
+    """Say why CUDA kernels cannot run here; None if they can."""
+    if torch.version.cuda is None:
+        return f"needs CUDA: torch {torch.__version__} is a CPU build"
+    if not torch.cuda.is_available():
+        return "needs CUDA: no device is visible"
+    from perturbed import _C
+
+    if not _C.build_info()["cuda"]:
+        return "needs CUDA: perturbed was built without its CUDA kernels"
+    return None
+
+
 @contextlib.contextmanager
 def cpu_capability(name: str) -> Iterator[None]:
     """Force the CPU kernels of one instruction set, one of ``_C.cpu_capabilities()``.
