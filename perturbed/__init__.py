@@ -1,0 +1,33 @@
+"""Batched perturbed layers for PyTorch: one forward evaluates a whole population.
+
+Every row of the batch sees its own weights ``W + s E_d``, and no ``E_d`` is ever stored.
+``docs/conventions.md`` has the words, shapes and the noise contract.
+"""
+
+import torch  # noqa: F401  (the extension links against its libraries)
+
+try:
+    from . import _C
+except ImportError as error:
+    raise ImportError(
+        "perturbed: the compiled extension is missing or does not fit this torch; build it with\n"
+        "  pip install --no-build-isolation -e .    (or, in a checkout, make build)\n"
+        f"({error})"
+    ) from error
+
+from . import _ops  # registers fake kernels and derivatives before the first call
+from .model import PerturbedModel
+from .nn import PerturbedLinear, convert, revert
+from .noise import Dense
+from .replicate import Replicated
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Dense",
+    "PerturbedLinear",
+    "PerturbedModel",
+    "Replicated",
+    "convert",
+    "revert",
+]

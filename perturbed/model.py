@@ -1,0 +1,336 @@
+"""PerturbedModel: a model, its population, and the estimate that comes back from it."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .nn.base import PerturbedLayer
+from .nn.convert import revert
+from .noise.state import NoiseState, check_seed, check_sigma
+from .replicate import Replicated
+
+
+class PerturbedModel(nn.Module):
+    """Evaluate a population of perturbed copies of ``model`` in one forward.
+
+    ``pm(x)`` and ``pm.any_method(x)`` run the base model with noise; ``model(x)`` stays unperturbed.
+    Rows of the batch map to members as ``docs/conventions.md`` says: row b has direction ``b % D`` and
+    repeat ``b // D``, and the second half of the repeats is negated if the sampling is antithetic.
+
+    The wrapper owns the draw (seed, generation, sigma), not the noise, which is drawn again wherever it
+    is needed; the global random state is never read or written. After NESgpu's class of the same name
+    (Amand, 2020).
+
+    Args:
+        model: a module with perturbed layers (see :func:`perturbed.convert`).
+        directions: D, the same for all of its layers.
+        antithetic: None (default) pairs members where the number of repeats R is even and refuses an
+            odd R > 1; True and False force it.
+        sigma: noise scale, the standard deviation of every element of E_d.
+        seed: of the noise; None takes one from the operating system.
+
+    Raises:
+        ValueError: no perturbed layer, layers with other directions, sigma negative or not finite.
+        TypeError: arguments of another type.
+
+    Example:
+        >>> import torch, perturbed
+        >>> net = perturbed.convert(torch.nn.Linear(8, 4), directions=16)
+        >>> pm = perturbed.PerturbedModel(net, directions=16, sigma=0.1)
+        >>> pm.set_noise()
+        >>> losses = pm(pm.replicate(torch.ones(3, 8))).square().mean(-1)  # (S * n * D,)
+        >>> plus, minus = pm.member_mean(losses)                           # (S, D)
+        >>> pm.set_grad(plus - minus)
+        >>> net.weight.grad.shape
+        torch.Size([4, 8])
+    """
+
+    model: nn.Module
+
+    def __init__(
+        self,
+        model: nn.Module,
+        directions: int,
+        antithetic: bool | None = None,
+        sigma: float = 0.02,
+        seed: int | None = 0,
+    ) -> None:
+        """Find the perturbed layers and give each parameter its stream."""
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+        self.state = NoiseState(directions, antithetic, sigma, seed)
+        self.model = model
+        layers = [(n, m) for n, m in model.named_modules() if isinstance(m, PerturbedLayer)]
+        if not layers:
+            raise ValueError(
+                "model has no perturbed layers; make them with perturbed.convert(model, directions)"
+            )
+        for name, layer in layers:
+            if layer.directions != directions:
+                raise ValueError(
+                    f"directions must match the layers': got {directions}, layer "
+                    f"{name or type(layer).__name__!r} has {layer.directions}"
+                )
+        self._attach()
+
+    def _attach(self) -> None:
+        """Give every layer its place in the draw; a tied parameter keeps the stream of its first use."""
+        owner: dict[int, int] = {}
+        for layer_id, layer in enumerate(self.layers()):
+            ids: list[int | None] = []
+            for parameter in (layer.weight, layer.bias):
+                if parameter is None or not parameter.requires_grad:
+                    ids.append(None)
+                else:
+                    ids.append(owner.setdefault(id(parameter), layer_id))
+            layer.attach(self.state, *ids)
+
+    def layers(self) -> Iterator[PerturbedLayer]:
+        """Iterate over the perturbed layers, in the order of ``model.modules()``."""
+        return (m for m in self.model.modules() if isinstance(m, PerturbedLayer))
+
+    # ---- evaluation ----------------------------------------------------------------------------
+
+    @contextmanager
+    def perturbed(self) -> Iterator[None]:
+        """Switch the noise on for a block; off again after it, whatever happens in it."""
+        before = self.state.active
+        self.state.active = True
+        try:
+            yield
+        finally:
+            self.state.active = before
+
+    def _run(self, function, *args: Any, **kwargs: Any) -> Any:
+        """Call ``function`` with noise, holding its layers to one number of rows."""
+        state = self.state
+        before = state.rows
+        rows = [
+            a.shape[0] for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim() > 0
+        ]
+        state.rows = rows[0] if rows else None
+        try:
+            with self.perturbed():
+                return function(*args, **kwargs)
+        finally:
+            state.rows = before
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the base model with noise; every row sees its own member."""
+        return self._run(self.model, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """Offer the base model's own attributes; its methods run with noise."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("__") or "_modules" not in self.__dict__:
+                raise
+        value = getattr(super().__getattr__("model"), name)
+        if not callable(value) or isinstance(value, nn.Module):
+            return value
+        return functools.wraps(value)(functools.partial(self._run, value))
+
+    # ---- the draw ------------------------------------------------------------------------------
+
+    @property
+    def directions(self) -> int:
+        """D."""
+        return self.state.directions
+
+    @property
+    def sigma(self) -> float:
+        """The noise scale."""
+        return self.state.sigma
+
+    @property
+    def seed(self) -> int:
+        """The seed of the noise."""
+        return self.state.seed
+
+    def set_noise(self, sigma: float | None = None) -> None:
+        """Draw fresh noise: move on to the next generation, with a new ``sigma`` if one is given."""
+        self.state.next_generation(sigma)
+        self._publish()
+
+    def set_seed(self, seed: int | None = None) -> None:
+        """Start the sequence of draws of ``seed``; the next ``set_noise`` is its first."""
+        self.state.seed = check_seed(seed)
+        self.state.generation = -1
+        self._publish()
+
+    def set_noise_scale(self, sigma: float) -> None:
+        """Change the scale of the current draw; its random numbers stay."""
+        self.state.sigma = check_sigma(sigma)
+        self._publish()
+
+    def _publish(self) -> None:
+        """Bring the draw's tensors on every device of the model up to date."""
+        for device in {p.device for p, _ in self._perturbed().values()}:
+            self.state.tensors(device)
+        self.state.publish()
+
+    def allocate_memory(self) -> None:
+        """Hold now what ``storage="stored"`` families hold; they would do so at their first use."""
+        self._need_noise("allocate_memory")
+        for layer in self.layers():
+            assert layer.site is not None
+            layer.noise.allocate(layer.weight.detach(), layer.site)
+
+    def free_memory(self) -> None:
+        """Drop all noise and tensors that the draw holds; the next forward makes them again."""
+        for layer in self.layers():
+            if layer.site is not None:
+                layer.site.held = None
+        self.state.drop_tensors()
+
+    def _need_noise(self, what: str) -> None:
+        if self.state.generation < 0:
+            raise RuntimeError(f"{what}: no noise has been drawn yet; call set_noise() first")
+
+    # ---- the estimate --------------------------------------------------------------------------
+
+    def _perturbed(self) -> dict[int, tuple[nn.Parameter, tuple[PerturbedLayer, str]]]:
+        """Each perturbed parameter once: id -> (parameter, (layer, name of its first use))."""
+        found: dict[int, tuple[nn.Parameter, tuple[PerturbedLayer, str]]] = {}
+        for layer in self.layers():
+            for name, (parameter, _) in layer.perturbed_parameters().items():
+                found.setdefault(id(parameter), (parameter, (layer, name)))
+        return found
+
+    @torch.no_grad()
+    def set_grad(self, weights: Tensor, accumulate: bool = False) -> None:
+        """Set ``.grad`` of every perturbed parameter to ``sum_d weights[d] E_d``.
+
+        E_d includes sigma; nothing is divided by D or sigma. With weights of a loss, gradient descent
+        descends; with antithetic sampling pass the folded pair ``loss_plus - loss_minus``.
+
+        Args:
+            weights: (D,) floating point, on the parameters' device.
+            accumulate: add to existing gradients instead of replacing them.
+
+        Raises:
+            TypeError: weights that are no floating-point tensor.
+            ValueError: weights of another length or on another device.
+            RuntimeError: before the first ``set_noise``.
+        """
+        if not isinstance(weights, Tensor) or not weights.is_floating_point():
+            got = weights.dtype if isinstance(weights, Tensor) else type(weights).__name__
+            raise TypeError(f"weights must be a floating-point tensor of shape (D,), got {got}")
+        if weights.shape != (self.directions,):
+            raise ValueError(
+                f"weights must have shape (D,) = ({self.directions},), got {tuple(weights.shape)}"
+            )
+        self._need_noise("set_grad")
+        perturbed = self._perturbed()
+        for parameter, _ in perturbed.values():
+            if parameter.device != weights.device:
+                raise ValueError(
+                    f"weights must be on the parameters' device {parameter.device}, got {weights.device}"
+                )
+        for parameter, (layer, name) in perturbed.values():
+            wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+            grad = parameter.grad
+            if grad is None or not grad.is_contiguous():
+                fresh = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+                grad = fresh if grad is None else fresh.copy_(grad)
+            layer.add_estimate(name, grad, weights.to(wide).contiguous(), accumulate)
+            parameter.grad = grad
+
+    # ---- rows and members ----------------------------------------------------------------------
+
+    @property
+    def signs(self) -> int:
+        """S of :meth:`replicate`: 2 with antithetic pairs, else 1."""
+        return 1 if self.state.antithetic is False else 2
+
+    def replicate(self, x: Tensor) -> Tensor:
+        """Show every member the same n rows: (n, ...) -> (S * n * D, ...), without copying them.
+
+        The result is a :class:`perturbed.Replicated`: the first perturbed layer computes the
+        unperturbed product once for the n rows and each direction once for both signs.
+        """
+        if not isinstance(x, Tensor) or x.dim() == 0:
+            raise TypeError(f"x must be a tensor of shape (n, ...), got {x!r}")
+        rows = Replicated(x.detach(), self.signs, self.directions)
+        return rows.full() if x.requires_grad else rows
+
+    def member_mean(self, values: Tensor) -> Tensor:
+        """Average what belongs to a member: (B, ...) row values -> (S, D) member values.
+
+        S is 2 if the batch's repeats form antithetic pairs, else 1.
+        """
+        if not isinstance(values, Tensor) or values.dim() == 0:
+            raise TypeError(f"values must be a tensor with one entry per row, got {values!r}")
+        repeats = self.state.repeats(values.shape[0])
+        signs = 2 if self.state.is_antithetic(repeats) else 1
+        per_row = values.reshape(values.shape[0], -1).mean(1) if values.dim() > 1 else values
+        return per_row.reshape(signs, repeats // signs, self.directions).mean(1)
+
+    @torch.no_grad()
+    def member(self, d: int, sign: int = 1) -> nn.Module:
+        """Return the plain module that member (sign, d) is: a copy with weights ``W + sign E_d``.
+
+        Raises:
+            ValueError: a direction outside 0 .. D - 1, or a sign other than 1 and -1.
+            RuntimeError: before the first ``set_noise``.
+        """
+        if not 0 <= d < self.directions:
+            raise ValueError(f"d must be between 0 and {self.directions - 1}, got {d}")
+        if sign not in (1, -1):
+            raise ValueError(f"sign must be 1 or -1, got {sign}")
+        self._need_noise("member")
+        plain = copy.deepcopy(self.model)
+        copies = dict(zip(map(id, self.model.parameters()), plain.parameters(), strict=True))
+        for key, (_, (layer, name)) in self._perturbed().items():
+            noise = layer.parameter_noise(name, d, 1)[0]
+            copies[key].add_(noise * self.state.sigma, alpha=sign)
+        return revert(plain)
+
+    def summary(self) -> str:
+        """Return a table of the layers: family, parameters, noise held; and what is not perturbed."""
+        rows = [("layer", "noise", "parameters", "noise bytes held")]
+        perturbed: set[int] = set()
+        for name, layer in self.model.named_modules():
+            if not isinstance(layer, PerturbedLayer):
+                continue
+            assert layer.site is not None
+            parameters = [p for p, _ in layer.perturbed_parameters().values()]
+            perturbed.update(map(id, parameters))
+            rows.append(
+                (
+                    name or type(layer).__name__,
+                    repr(layer.noise),
+                    f"{sum(p.numel() for p in parameters):,}",
+                    f"{layer.noise.held_bytes(layer.site):,}",
+                )
+            )
+        for name, parameter in self.model.named_parameters():
+            if id(parameter) not in perturbed:
+                rows.append((name, "not perturbed", f"{parameter.numel():,}", "0"))
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        return "\n".join(
+            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
+        )
+
+    # ---- saving --------------------------------------------------------------------------------
+
+    def get_extra_state(self) -> dict:
+        """Part of ``state_dict``: the draw, so that a loaded model continues with the same noise."""
+        s = self.state
+        return {"seed": s.seed, "generation": s.generation, "sigma": s.sigma}
+
+    def set_extra_state(self, state: dict) -> None:
+        """Restore :meth:`get_extra_state`."""
+        self.state.seed = check_seed(state["seed"])
+        self.state.generation = int(state["generation"])
+        self.state.sigma = check_sigma(state["sigma"])
+        self._publish()

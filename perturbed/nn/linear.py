@@ -1,0 +1,95 @@
+"""PerturbedLinear: nn.Linear with its own weights for every row of the batch."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..noise import NoiseFamily
+from ..replicate import Replicated, replicate_rows
+from .base import PerturbedLayer
+
+
+class PerturbedLinear(PerturbedLayer, nn.Linear):
+    """A Linear layer that evaluates a population: ``y_b = (W + s E_d) x_b + (bias + s e_d)``.
+
+    Row b of the flat batch belongs to direction ``d = b % D``; its sign s is -1 in the second half of the
+    repeats if the sampling is antithetic. Without noise (outside ``pm(...)`` and ``pm.perturbed()``) it is
+    ``nn.Linear``. Frozen parameters (``requires_grad=False``) are not perturbed.
+
+    After NESgpu's layer of the same name (Amand, 2020); the noise is drawn in the kernel instead of stored.
+
+    Args:
+        in_features: size of an input row.
+        out_features: size of an output row.
+        directions: D.
+        bias: whether to learn (and perturb) a bias.
+        noise: the family of E_d, default ``Dense()``.
+        device, dtype: as in nn.Linear.
+
+    Shapes:
+        input (B, *, in_features), B = R * D rows; every position of ``*`` sees row b's weights.
+        output (B, *, out_features).
+
+    Raises:
+        ValueError: rows that are no multiple of D, an odd R > 1 with antithetic sampling.
+        TypeError: an input that is not floating point.
+
+    Example:
+        >>> import torch
+        >>> from perturbed import PerturbedLinear, PerturbedModel
+        >>> layer = PerturbedLinear(8, 4, directions=16)
+        >>> pm = PerturbedModel(layer, directions=16, sigma=0.1)
+        >>> pm.set_noise()
+        >>> pm(torch.ones(32, 8)).shape  # R = 2: antithetic pairs
+        torch.Size([32, 4])
+    """
+
+    torch_class: ClassVar[type[nn.Module]] = nn.Linear
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        directions: int,
+        bias: bool = True,
+        noise: NoiseFamily | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Initialise as nn.Linear does; the noise comes with the model that wraps it."""
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.init_noise(directions, noise)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the layer, perturbed if its model says so."""
+        if not self.is_perturbed:
+            return F.linear(input, self.weight, self.bias)
+        assert self.site is not None
+        if not input.is_floating_point():
+            raise TypeError(f"input must be floating point, got {input.dtype}")
+        if input.dim() < 2:
+            raise ValueError(
+                f"input must be (B, *, {self.in_features}) with B = R * D rows, got {tuple(input.shape)}"
+            )
+        self.site.state.enter_rows(input.shape[0])
+        replicated = input if isinstance(input, Replicated) else None
+        rows = input if replicated is None else replicated.source
+        base = F.linear(rows, self.weight, self.bias)
+        if replicated is not None:
+            base = replicate_rows(base, replicated.copies, replicated.directions)
+        shape = base.shape
+        # (B, *, n) -> (B, T, n); the base product is ours alone, so the noise goes into it in place.
+        y = (
+            base.reshape(shape[0], -1, shape[-1])
+            if base.numel()
+            else base.view(shape[0], 0, shape[-1])
+        )
+        x = rows.reshape(rows.shape[0], y.shape[1], rows.shape[-1])
+        if x.shape[-1] > 1 and x.stride(-1) != 1:
+            x = x.contiguous()
+        y = self.noise.add_linear(y.contiguous(), x.to(y.dtype), self.site, replicated is not None)
+        return y.view(shape)

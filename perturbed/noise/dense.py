@@ -1,0 +1,196 @@
+"""Dense noise: every element of ``E_d`` is drawn independently (evolution strategies' usual noise).
+
+Few rows per direction: the kernels draw ``E_d`` on the fly and use it from the cache. Many rows: chunks
+of ``E_d`` are materialised into a scratch of bounded size and multiplied by the BLAS, whose speed pays
+for the memory traffic. Either way the noise held is independent of the number of directions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _ops
+from .base import LayerNoise, NoiseFamily, needs_grad
+
+DISTRIBUTIONS = ("normal", "rademacher")
+STORAGES = ("regenerate", "stored")
+
+# From this many rows per direction on, a matrix product from scratch beats the fused kernels.
+GEMM_ROWS = 24
+# Noise materialised at once in that regime.
+SCRATCH_BYTES = 16 << 20
+
+
+class Dense(NoiseFamily):
+    """Independent noise for every element.
+
+    Args:
+        distribution: "normal" for N(0, sigma^2), or "rademacher" for +-sigma, which costs about a
+            tenth and is the same bits on every device.
+        storage: "regenerate" draws noise again wherever it is needed and holds none; "stored" holds
+            E_d of all directions (D * out * in elements) from its first use until the next
+            ``set_noise``, for many forwards per draw.
+        dtype: of stored noise; default: the parameter's.
+
+    Raises:
+        ValueError: an unknown distribution or storage.
+        TypeError: a dtype that is not floating point.
+
+    Example:
+        >>> from perturbed import Dense, PerturbedLinear
+        >>> layer = PerturbedLinear(8, 4, directions=16, noise=Dense("rademacher"))
+        >>> layer.noise
+        Dense('rademacher')
+    """
+
+    def __init__(
+        self,
+        distribution: str = "normal",
+        storage: str = "regenerate",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Check and store the options."""
+        if distribution not in DISTRIBUTIONS:
+            raise ValueError(f"distribution must be one of {DISTRIBUTIONS}, got {distribution!r}")
+        if storage not in STORAGES:
+            raise ValueError(f"storage must be one of {STORAGES}, got {storage!r}")
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise TypeError(f"dtype must be a floating-point torch.dtype or None, got {dtype!r}")
+        self.distribution = distribution
+        self.storage = storage
+        self.dtype = dtype
+
+    @property
+    def rademacher(self) -> bool:
+        """Whether elements are signs."""
+        return self.distribution == "rademacher"
+
+    def __repr__(self) -> str:
+        """Show the options that differ from their defaults."""
+        options = [repr(self.distribution)]
+        if self.storage != "regenerate":
+            options.append(f"storage={self.storage!r}")
+        if self.dtype is not None:
+            options.append(f"dtype={self.dtype}")
+        return f"Dense({', '.join(options)})"
+
+    # ---- the four things -----------------------------------------------------------------------
+
+    def add_linear(self, y: Tensor, x: Tensor, site: LayerNoise, shared: bool) -> Tensor:
+        """See :meth:`NoiseFamily.add_linear`."""
+        state = site.state
+        key, sigma = state.tensors(y.device)
+        repeats = y.shape[0] // state.directions
+        antithetic = state.is_antithetic(repeats)
+        weight, bias = site.weight, site.bias
+        sources = x.shape[0] if shared else repeats
+        by_matmul = self.storage == "stored" or sources * x.shape[1] >= GEMM_ROWS
+        if weight >= 0 and by_matmul and y.numel() > 0 and x.numel() > 0:
+            y = self._add_products(y, x, site, shared, antithetic)
+            weight = -1
+        if weight < 0 and bias < 0:
+            return y
+        arguments = (key, sigma, weight, bias, state.directions, antithetic, self.rademacher)
+        if needs_grad(y, x):
+            return _ops.dense_linear(y, x, *arguments)
+        _ops.dense_linear_(y, x, *arguments)
+        return y
+
+    def estimate_(
+        self, grad: Tensor, weights: Tensor, site: LayerNoise, stream: int, accumulate: bool
+    ) -> None:
+        """See :meth:`NoiseFamily.estimate_`."""
+        key, sigma = site.state.tensors(grad.device)
+        held = self._held(site) if stream == site.weight else None
+        if held is not None:
+            total = torch.tensordot(weights.to(held.dtype), held, dims=1).to(grad.dtype) * sigma
+            grad.copy_(grad + total if accumulate else total)
+            return
+        _ops.dense_estimate_(grad, weights, key, sigma, stream, self.rademacher, accumulate)
+
+    def materialise(
+        self,
+        site: LayerNoise,
+        stream: int,
+        first: int,
+        count: int,
+        rows: int,
+        cols: int,
+        like: Tensor,
+    ) -> Tensor:
+        """See :meth:`NoiseFamily.materialise`."""
+        held = self._held(site) if stream == site.weight else None
+        if held is not None:
+            return held[first : first + count].to(like.dtype)
+        key, _ = site.state.tensors(like.device)
+        return _ops.dense_materialise(
+            key, stream, first, count, rows, cols, self.rademacher, like.dtype
+        )
+
+    def allocate(self, weight: Tensor, site: LayerNoise) -> None:
+        """Hold the whole noise of this draw, if storage is "stored"."""
+        if self.storage == "stored" and site.weight >= 0 and self._held(site) is None:
+            state = site.state
+            key, _ = state.tensors(weight.device)
+            rows, cols = weight.shape[0], weight[0].numel() if weight.numel() else 0
+            noise = _ops.dense_materialise(
+                key,
+                site.weight,
+                0,
+                state.directions,
+                rows,
+                cols,
+                self.rademacher,
+                self.dtype or weight.dtype,
+            )
+            site.held = self._draw(site), noise
+
+    # ---- matrix products with materialised noise -----------------------------------------------
+
+    @staticmethod
+    def _draw(site: LayerNoise) -> tuple[int, ...]:
+        state = site.state
+        return state.seed, state.generation, state.first_direction, state.directions, site.weight
+
+    def _held(self, site: LayerNoise) -> Tensor | None:
+        """Held noise, unless it belongs to an earlier draw."""
+        if site.held is not None and site.held[0] == self._draw(site):
+            return site.held[1]
+        return None
+
+    def _add_products(
+        self, y: Tensor, x: Tensor, site: LayerNoise, shared: bool, antithetic: bool
+    ) -> Tensor:
+        """Add ``s sigma E_d x`` with chunks of E_d and the BLAS."""
+        state = site.state
+        _, sigma = state.tensors(y.device)
+        directions, (_, tokens, cols), out = state.directions, x.shape, y.shape[2]
+        if needs_grad(y, x):
+            y = y.clone()
+        if self.storage == "stored":
+            self.allocate(x.new_empty((out, cols)), site)
+        each = max(1, SCRATCH_BYTES // (out * cols * x.element_size()))
+        repeats = y.shape[0] // directions
+        plus = repeats // 2 if antithetic else repeats
+        rows = y.view(repeats, directions, tokens, out)
+        for first in range(0, directions, each):
+            count = min(each, directions - first)
+            noise = self.materialise(site, site.weight, first, count, out, cols, x) * sigma
+            part = rows[:, first : first + count]
+            if shared:
+                product = x.flatten(0, 1) @ noise.flatten(0, 1).t()  # (N * T, count * out)
+                product = product.view(-1, tokens, count, out).transpose(1, 2)
+                sources = product.shape[0]
+                for start in range(0, repeats, sources):
+                    split = min(max(plus - start, 0), sources)
+                    part[start : start + split] += product[:split]
+                    part[start + split : start + sources] -= product[split:]
+            else:
+                here = x.view(repeats, directions, tokens, cols)[:, first : first + count]
+                here = here.transpose(0, 1).flatten(1, 2)  # (count, R * T, in)
+                product = torch.bmm(here, noise.transpose(1, 2))
+                product = product.view(count, repeats, tokens, out).transpose(0, 1)
+                part[:plus] += product[:plus]
+                part[plus:] -= product[plus:]
+        return y
