@@ -89,8 +89,7 @@ NVCCFLAGS := -std=c++20 -O3 -Icsrc --expt-relaxed-constexpr --compiler-options -
   -D__CUDA_NO_HALF_OPERATORS__ -D__CUDA_NO_HALF_CONVERSIONS__ \
   -D__CUDA_NO_BFLOAT16_CONVERSIONS__ -D__CUDA_NO_HALF2_OPERATORS__ \
   $(foreach arch,80 90 120,-gencode arch=compute_$(arch),code=sm_$(arch)) \
-  -Xptxas -warn-spills,-Werror$(if $(V),$(comma)-v)
-comma := ,
+  -Xptxas -warn-spills,-Werror $(if $(V),-Xptxas -v)
 
 build/check-cuda/%.o: csrc/cuda/%.cu $(CSRC) Makefile $(ENVIRONMENT)
 	@mkdir -p $(@D)

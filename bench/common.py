@@ -1,0 +1,224 @@
+"""Timing that can be trusted on a shared machine, and what a measurement needs to be read later.
+
+Rows of one case are timed in turn (A B C A B C ...), so that a slow minute of the machine hits all
+of them; medians are compared and the extremes printed. A row checks its result before it is timed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+import perturbed
+
+ROOT = Path(__file__).resolve().parent.parent
+FAST_S = 0.02  # calls below this are timed in bursts, after one call that warms the caches
+
+
+@dataclasses.dataclass
+class Row:
+    """One way to do the work of a case.
+
+    Attributes:
+        name: What the table calls it.
+        call: The timed work, on inputs that exist already.
+        check: Raises AssertionError if ``call`` does not compute what it should.
+        noise_bytes: Bytes of noise held between drawing it and its last use.
+        scale: Multiplies the time, for work of which ``call`` does only a part.
+    """
+
+    name: str
+    call: Callable[[], object]
+    check: Callable[[], None]
+    noise_bytes: int
+    scale: float = 1.0
+
+
+@dataclasses.dataclass
+class Result:
+    """Seconds of one row of one case, with the case's labels. JSON holds exactly these fields."""
+
+    suite: str
+    view: str
+    case: str
+    method: str
+    median_s: float
+    min_s: float
+    max_s: float
+    repeats: int
+    noise_bytes: int
+    times_base: float = float("nan")
+    over_naive: float = float("nan")
+
+
+class Clock:
+    """Seconds of one call. On CUDA by events, with a cold L2 cache as in a real training step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        if device.type == "cuda":
+            l2 = torch.cuda.get_device_properties(device).L2_cache_size
+            self._flush = torch.empty(2 * l2, dtype=torch.uint8, device=device)
+
+    def __call__(self, call: Callable[[], object]) -> float:
+        if self.device.type != "cuda":
+            start = time.perf_counter()
+            call()
+            return time.perf_counter() - start
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._flush.zero_()
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3
+
+
+def time_rows(
+    rows: Sequence[Row], device: torch.device, seconds: float, min_repeats: int = 3
+) -> list[list[float]]:
+    """Times every row, in turn, until each has had its share of time.
+
+    Args:
+        rows: What to time; each is checked first, which also warms it up.
+        device: Where the work runs.
+        seconds: Time after which a row is done, once it has its repeats.
+        min_repeats: Fewest samples of a row. One that takes longer than ``seconds`` gets 2.
+
+    Returns:
+        The samples of each row, in seconds.
+    """
+    clock = Clock(device)
+    for row in rows:
+        row.check()
+    samples: list[list[float]] = [[] for _ in rows]
+    pending = list(range(len(rows)))
+    while pending:
+        for i in pending:
+            first = clock(rows[i].call)
+            if first < FAST_S:
+                burst = max(1, min(20, int(FAST_S / max(first, 1e-6))))
+                samples[i] += [clock(rows[i].call) for _ in range(burst)]
+            else:
+                samples[i].append(first)
+        pending = [i for i in pending if not _enough(samples[i], seconds, min_repeats)]
+    return [[row.scale * s for s in taken] for row, taken in zip(rows, samples, strict=True)]
+
+
+def _enough(taken: list[float], seconds: float, min_repeats: int) -> bool:
+    needed = 2 if min(taken) > seconds else min_repeats
+    return len(taken) >= needed and sum(taken) >= seconds
+
+
+def measure(
+    suite: str,
+    view: str,
+    case: str,
+    rows: Sequence[Row],
+    device: torch.device,
+    seconds: float,
+    base: float | None = None,
+    naive: float | None = None,
+) -> list[Result]:
+    """Times the rows of one case and relates them to the rows named Base and Naive.
+
+    Args:
+        suite: Name of the suite.
+        view: What is timed: "forward" or "step".
+        case: Sizes, as the table shows them.
+        rows: The rows of the case.
+        device: Where the work runs.
+        seconds: Time of each row, see :func:`time_rows`.
+        base: Median of Base if it is not among the rows.
+        naive: Median of Naive if it is not among the rows.
+    """
+    results = []
+    for row, samples in zip(rows, time_rows(rows, device, seconds), strict=True):
+        results.append(
+            Result(
+                suite=suite,
+                view=view,
+                case=case,
+                method=row.name,
+                median_s=statistics.median(samples),
+                min_s=min(samples),
+                max_s=max(samples),
+                repeats=len(samples),
+                noise_bytes=row.noise_bytes,
+            )
+        )
+    medians = {result.method: result.median_s for result in results}
+    base = medians.get("Base", base)
+    naive = medians.get("Naive", naive)
+    for result in results:
+        if base is not None:
+            result.times_base = result.median_s / base
+        if naive is not None:
+            result.over_naive = naive / result.median_s
+    return results
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor, what: str, rtol: float) -> None:
+    """Relative error of the whole tensor (2-norm); a wrong element among many still shows."""
+    error = (actual.double() - expected.double()).norm() / expected.double().norm()
+    if not error <= rtol:
+        raise AssertionError(f"{what}: relative error {error:.2e}, allowed {rtol:.0e}")
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that an allocation may still take on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """The facts without which a time means nothing."""
+    facts = {
+        "cpu": _cpu_model(),
+        "threads": str(torch.get_num_threads()),
+        "isa": perturbed._C.cpu_capability(),
+        "torch": torch.__version__,
+        "perturbed": f"{perturbed.__version__} ({_commit()})",
+        "python": platform.python_version(),
+    }
+    if device.type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(device)
+        facts["cuda"] = str(torch.version.cuda)
+        facts["tf32"] = "on" if torch.backends.cuda.matmul.allow_tf32 else "off"
+    return facts
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """Short commit of the working tree, with a plus sign if it holds changes."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        commit = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
+        changes = subprocess.check_output([*git, "status", "--porcelain", "-uno"], text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "no commit"
+    return commit + ("+" if changes.strip() else "")

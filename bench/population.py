@@ -1,0 +1,297 @@
+"""One linear layer over a population of perturbed networks, computed in every way that is compared.
+
+Base     the unperturbed layer on the whole batch: the time no perturbed layer can beat
+Naive    the unperturbed layer on one row, as often as the batch has rows. So NESgpu times it:
+         it draws no noise and has no estimate, in the step view too
+Loop     an honest loop: draw E_d, add, apply, add to the estimate; it runs 1 direction in 16,
+         and its time is multiplied
+Stored   NESgpu's scheme in torch: E of all directions in memory, baddbmm, and w @ E
+vmap     torch.func.vmap over materialised networks W + E_d (and W - E_d if antithetic)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from bench.common import Row, assert_close
+from perturbed import Dense, PerturbedLinear, PerturbedModel
+
+SIGMA = 0.02
+LOOP_PART = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A square layer, R repeats of D directions; antithetic if R is even."""
+
+    features: int
+    directions: int
+    repeats: int
+
+    @property
+    def antithetic(self) -> bool:
+        return self.repeats % 2 == 0
+
+    @property
+    def signs(self) -> int:
+        return 2 if self.antithetic else 1
+
+    def __str__(self) -> str:
+        pairs = " antithetic" if self.antithetic else ""
+        return f"{self.features}x{self.features}, R={self.repeats} D={self.directions}{pairs}"
+
+
+class Problem:
+    """Inputs of one case, and its work done in each way."""
+
+    def __init__(self, case: Case, device: torch.device) -> None:
+        self.case = case
+        self.device = device
+        self.rtol = 1e-5 if device.type == "cpu" else 1e-3  # the GPU's own rounding is looser
+        generator = torch.Generator().manual_seed(case.features)
+        shape = (case.repeats * case.directions, case.features)
+        self.x = torch.rand(shape, generator=generator).to(device)
+        self.weights = torch.randn(case.directions, generator=generator).to(device)
+        self.layer = nn.Linear(case.features, case.features, device=device)
+        self.probes = sorted({0, case.directions // 2, case.directions - 1})
+        self._noise: tuple[Tensor, Tensor] | None = None
+        self._networks: tuple[Tensor, Tensor] | None = None
+
+    # ---- without noise ------------------------------------------------------------------------
+
+    def base(self) -> Row:
+        expected = F.linear(self.x, self.layer.weight, self.layer.bias)
+        call = lambda: self.layer(self.x)  # noqa: E731
+        return Row("Base", call, lambda: assert_close(call(), expected, "Base", self.rtol), 0)
+
+    def naive(self) -> Row:
+        row = self.x[:1]
+        expected = self.layer(self.x)[:1]
+
+        def call() -> None:
+            for _ in range(len(self.x)):
+                self.layer(row)
+
+        def check() -> None:
+            call()
+            assert_close(self.layer(row), expected, "Naive", self.rtol)
+
+        return Row("Naive", call, check, 0)
+
+    # ---- noise in memory ----------------------------------------------------------------------
+
+    def noise(self) -> tuple[Tensor, Tensor]:
+        """E and e of all directions; Stored and vmap share them, as they never run together."""
+        if self._noise is None:
+            c = self.case
+            big = torch.empty(c.directions, c.features, c.features, device=self.device)
+            small = torch.empty(c.directions, c.features, device=self.device)
+            self._noise = big, small
+            # normal_ takes seconds for gigabytes, so few directions are drawn and repeated: time
+            # does not depend on values. With 13 the probed directions of all sizes still differ.
+            for part in self._noise:
+                drawn = part[:13].normal_(0, SIGMA)
+                for chunk in part.split(13):
+                    chunk.copy_(drawn[: len(chunk)])
+        return self._noise
+
+    def draw(self) -> None:
+        for part in self.noise():
+            part.normal_(0, SIGMA)
+
+    def noise_bytes(self) -> int:
+        return 4 * self.case.directions * self.case.features * (self.case.features + 1)
+
+    def estimate(self) -> tuple[Tensor, Tensor]:
+        big, small = self.noise()
+        grad = self.weights @ big.view(self.case.directions, -1)
+        return grad.view_as(self.layer.weight), self.weights @ small
+
+    def check_forward(self, y: Tensor, name: str) -> None:
+        """Compares rows of the probed directions with the networks that they should be."""
+        c = self.case
+        big, small = self.noise()
+        for b in (r * c.directions + d for r in range(c.repeats) for d in self.probes):
+            sign = -1 if c.antithetic and b >= len(self.x) // 2 else 1
+            d = b % c.directions
+            network = self.layer.weight + sign * big[d], self.layer.bias + sign * small[d]
+            assert_close(y[b], F.linear(self.x[b], *network), f"{name}, row {b}", self.rtol)
+
+    def check_estimate(self, name: str) -> None:
+        """Compares one row of the weight's estimate, and the bias's, with sums written out."""
+        big, small = self.noise()
+        grads = [grad.double() for grad in self.estimate()]
+        weights = self.weights.double()[:, None]
+        assert_close(grads[0][-1], (weights * big[:, -1]).sum(0), f"{name}, estimate", self.rtol)
+        assert_close(grads[1], (weights * small).sum(0), f"{name}, bias estimate", self.rtol)
+
+    def stored(self, step: bool) -> Row:
+        c = self.case
+        big, small = self.noise()
+        grouped = self.x.view(c.repeats, c.directions, -1).transpose(0, 1)
+
+        def forward() -> Tensor:
+            y = self.layer(self.x)
+            part = torch.baddbmm(small.unsqueeze(1), grouped, big.mT)
+            if c.antithetic:
+                part[:, c.repeats // 2 :].neg_()
+            y.view(c.repeats, c.directions, -1).add_(part.transpose(0, 1))
+            return y
+
+        def whole() -> None:
+            self.draw()
+            forward()
+            self.estimate()
+
+        def check() -> None:
+            self.check_forward(forward(), "Stored")
+            self.check_estimate("Stored")
+
+        return Row("Stored", whole if step else forward, check, self.noise_bytes())
+
+    def vmap(self, step: bool) -> Row:
+        c = self.case
+        noise = self.noise()
+        if self._networks is None:
+            weight, bias = (p.new_empty(c.signs * c.directions, *p.shape[1:]) for p in noise)
+            self._networks = weight, bias
+        networks = self._networks
+        per_member = c.repeats // c.signs
+        x = self.x.view(c.signs, per_member, c.directions, -1).transpose(1, 2)
+        x = x.reshape(c.signs * c.directions, per_member, -1)
+        names = ("weight", "bias")
+
+        def materialise() -> None:
+            for own, part, name in zip(networks, noise, names, strict=True):
+                torch.add(getattr(self.layer, name), part, out=own[: c.directions])
+                if c.antithetic:
+                    torch.sub(getattr(self.layer, name), part, out=own[c.directions :])
+
+        def one(weight: Tensor, bias: Tensor, rows: Tensor) -> Tensor:
+            return functional_call(self.layer, {"weight": weight, "bias": bias}, (rows,))
+
+        def forward() -> Tensor:
+            return vmap(one)(*networks, x)
+
+        def whole() -> None:
+            self.draw()
+            materialise()
+            forward()
+            self.estimate()
+
+        def check() -> None:
+            materialise()
+            y = forward().view(c.signs, c.directions, per_member, -1).transpose(1, 2)
+            self.check_forward(y.reshape(len(self.x), -1), "vmap")
+
+        held = (1 + c.signs) * self.noise_bytes()
+        return Row("vmap", whole if step else forward, check, held)
+
+    def loop(self) -> Row:
+        c = self.case
+        directions = range(max(1, c.directions // LOOP_PART))
+        sources = self.x.view(c.repeats, c.directions, -1)
+        signs = [-1 if c.antithetic and r >= c.repeats // 2 else 1 for r in range(c.repeats)]
+        grads = [torch.zeros_like(p) for p in self.layer.parameters()]
+        weights = self.weights.tolist()
+
+        def one(d: int) -> list[Tensor]:
+            noise = [torch.randn_like(p) * SIGMA for p in self.layer.parameters()]
+            for r, sign in enumerate(signs):
+                member = (p + sign * e for p, e in zip(self.layer.parameters(), noise, strict=True))
+                F.linear(sources[r, d], *member)
+            for grad, e in zip(grads, noise, strict=True):
+                grad.add_(e, alpha=weights[d])
+            return noise
+
+        def call() -> None:
+            for d in directions:
+                one(d)
+
+        def check() -> None:
+            for grad in grads:
+                grad.zero_()
+            for grad, e in zip(grads, one(0), strict=True):
+                assert_close(grad, weights[0] * e, "Loop", self.rtol)
+
+        scale = c.directions / len(directions)
+        return Row("Loop", call, check, self.noise_bytes() // c.directions, scale)
+
+    # ---- ours ---------------------------------------------------------------------------------
+
+    def perturbed(self, distribution: str, step: bool) -> Row:
+        c = self.case
+        layer = PerturbedLinear(c.features, c.features, c.directions, noise=Dense(distribution)).to(
+            self.device
+        )
+        layer.load_state_dict(self.layer.state_dict())
+        model = PerturbedModel(layer, c.directions, sigma=SIGMA)
+        model.set_noise()
+
+        def forward() -> Tensor:
+            return model(self.x)
+
+        def whole() -> None:
+            model.set_noise()
+            model(self.x)
+            model.set_grad(self.weights)
+
+        name = f"PerturbedLinear {distribution}"
+
+        def check() -> None:
+            y = forward()
+            expected = torch.zeros_like(layer.weight)
+            chosen = torch.zeros_like(self.weights)
+            for d in self.probes:
+                for r in range(c.repeats):
+                    sign = -1 if c.antithetic and r >= c.repeats // 2 else 1
+                    b = r * c.directions + d
+                    network = model.member(d, sign)
+                    assert_close(y[b], network(self.x[b]), f"{name}, row {b}", self.rtol)
+                chosen[d] = self.weights[d]
+                expected += self.weights[d] * (model.member(d, 1).weight - layer.weight)
+            model.set_grad(chosen)
+            # The members' weights are rounded where they are added, so this is the looser check.
+            assert_close(layer.weight.grad, expected, f"{name}, estimate", 1e2 * self.rtol)
+
+        return Row(name, whole if step else forward, check, held_bytes(model))
+
+    # -------------------------------------------------------------------------------------------
+
+    def rows(self, step: bool, full: bool) -> Iterator[tuple[str, int, Callable[[], Row]]]:
+        """Name, bytes that the row has to allocate, and how to make it."""
+        noise, members = self.noise_bytes(), self.case.signs * self.noise_bytes()
+        yield "Base", 0, self.base
+        yield "Naive", 0, self.naive
+        if step and full:
+            yield "Loop", 0, self.loop
+        yield "Stored", noise, lambda: self.stored(step)
+        yield (
+            "vmap",
+            (0 if self._noise else noise) + (0 if self._networks else members),
+            lambda: self.vmap(step),
+        )
+        for distribution in ("normal", "rademacher"):
+            yield (
+                f"PerturbedLinear {distribution}",
+                0,
+                lambda distribution=distribution: self.perturbed(distribution, step),
+            )
+
+
+def held_bytes(model: PerturbedModel) -> int:
+    """Bytes that the model holds beside the parameters and gradients of the network it wraps."""
+    shared = {p.data_ptr() for p in model.parameters()}
+    held = {}
+    for module in model.modules():
+        for value in itertools.chain(module.buffers(recurse=False), vars(module).values()):
+            if isinstance(value, Tensor) and value.data_ptr() not in shared:
+                held[value.data_ptr()] = value.untyped_storage().nbytes()
+    return sum(held.values())

@@ -1,0 +1,107 @@
+"""The build says what is wrong, the module is what it claims to be, and the report is whole."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import perturbed
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def python(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_import_without_the_extension_tells_the_fix(tmp_path):
+    shutil.copytree(
+        ROOT / "perturbed",
+        tmp_path / "perturbed",
+        ignore=shutil.ignore_patterns("*.so", "__pycache__"),
+    )
+    done = python("-c", "import perturbed", cwd=tmp_path)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: "), done.stderr
+    assert re.search(r"make build|build_ext --inplace|--no-build-isolation", last), last
+
+
+def test_environment_report():
+    done = python("-m", "perturbed")
+    assert done.returncode == 0, done.stderr
+    facts = dict(re.split(r"  +", line, maxsplit=1) for line in done.stdout.splitlines())
+    build = perturbed._C.build_info()
+    assert facts["perturbed"].startswith(f"{perturbed.__version__}, noise contract")
+    assert facts["torch"] == torch.__version__
+    assert facts["built for"] == "torch 2.11 and newer"
+    assert facts["cpu kernels"].split(";")[0] == perturbed._C.cpu_capability()
+    assert facts["cuda kernels"].startswith("built in" if build["cuda"] else "not built in")
+    assert "device" in facts
+    assert build["compiler"] in facts["compiler"]
+
+
+def test_forced_cpu_kernels_show_in_the_report():
+    for name in perturbed._C.cpu_capabilities():
+        done = python("-m", "perturbed", PERTURBED_CPU=name)
+        assert f"  {name}; PERTURBED_CPU" in done.stdout, done.stderr
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="no nm")
+def test_extension_needs_only_the_stable_abi_of_torch():
+    done = subprocess.run(
+        ["nm", "-D", "--undefined-only", "-C", perturbed._C.__file__],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    names = [line.split(maxsplit=1)[-1].removeprefix("U ") for line in done.stdout.splitlines()]
+    assert any(name.startswith(("aoti_torch_", "torch_")) for name in names), (
+        "nm saw no torch at all"
+    )
+    unstable = [name for name in names if re.match(r"(\w+ for )?(at|c10|torch)::", name)]
+    assert not unstable
+
+
+def test_one_stable_target_everywhere():
+    target = f"TORCH_TARGET_VERSION={perturbed._C.build_info()['torch_target']:#018x}"
+    for file in ("setup.py", "Makefile"):
+        assert target in (ROOT / file).read_text(), file
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this torch is a CUDA build")
+def test_cuda_asked_for_and_missing_is_an_error():
+    done = python("setup.py", "--version", PERTURBED_CUDA="1")
+    assert done.returncode != 0
+    assert f"PERTURBED_CUDA=1, but torch {torch.__version__} is a CPU build" in done.stderr
+
+
+def test_unknown_wish_for_cuda_is_an_error():
+    done = python("setup.py", "--version", PERTURBED_CUDA="maybe")
+    assert done.returncode != 0
+    assert "PERTURBED_CUDA must be 0 or 1, got 'maybe'" in done.stderr
+
+
+def test_build_without_torch_tells_the_fix(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module\", name='torch')\n")
+    done = python("setup.py", "--version", PYTHONPATH=str(tmp_path))
+    assert done.returncode != 0
+    assert "needs 'torch'" in done.stderr
+    assert "pip install --no-build-isolation" in done.stderr
+
+
+def test_installed_version_matches_the_package():
+    text = (ROOT / "pyproject.toml").read_text()
+    assert f'\nversion = "{perturbed.__version__}"\n' in text
