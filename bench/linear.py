@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 
 from bench.common import Result, free_bytes, measure
-from bench.population import Case, Problem
+from bench.population import Buffers, Case, Problem
 
 SIZES = (256, 512, 1024)
 BATCH = 1024
@@ -56,8 +56,9 @@ def run(
     """
     results: list[Result] = []
     notes: list[str] = list(NOTES)
+    buffers = Buffers(device)
     for case in cases(sizes, batch, full):
-        problem = Problem(case, device)
+        problem = Problem(case, buffers)
         for view in views:
             progress(f"linear, {view}: {case}")
             rows = []

@@ -12,7 +12,8 @@ vmap     torch.func.vmap over materialised networks W + E_d (and W - E_d if anti
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import functools
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -48,21 +49,41 @@ class Case:
         return f"{self.features}x{self.features}, R={self.repeats} D={self.directions}{pairs}"
 
 
+class Buffers:
+    """Memory that one case after the other uses: gigabytes take seconds to get and first touch."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._held: dict[str, Tensor] = {}
+
+    def missing(self, name: str, numel: int) -> int:
+        """Bytes that :meth:`take` would have to allocate."""
+        return 0 if name in self._held and len(self._held[name]) >= numel else 4 * numel
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """A float32 tensor, its values undefined, that is good until the name is taken again."""
+        numel = math.prod(shape)
+        if self.missing(name, numel):
+            self._held.pop(name, None)
+            self._held[name] = torch.empty(numel, device=self.device)
+        return self._held[name][:numel].view(shape)
+
+
 class Problem:
     """Inputs of one case, and its work done in each way."""
 
-    def __init__(self, case: Case, device: torch.device) -> None:
+    def __init__(self, case: Case, buffers: Buffers) -> None:
         self.case = case
-        self.device = device
+        self.buffers = buffers
+        self.device = device = buffers.device
         self.rtol = 1e-5 if device.type == "cpu" else 1e-3  # the GPU's own rounding is looser
         generator = torch.Generator().manual_seed(case.features)
         shape = (case.repeats * case.directions, case.features)
         self.x = torch.rand(shape, generator=generator).to(device)
         self.weights = torch.randn(case.directions, generator=generator).to(device)
-        self.layer = nn.Linear(case.features, case.features, device=device)
+        self.layer = nn.Linear(case.features, case.features, device=device).requires_grad_(False)
         self.probes = sorted({0, case.directions // 2, case.directions - 1})
         self._noise: tuple[Tensor, Tensor] | None = None
-        self._networks: tuple[Tensor, Tensor] | None = None
 
     # ---- without noise ------------------------------------------------------------------------
 
@@ -91,7 +112,7 @@ class Problem:
         """E and e of all directions; Stored and vmap share them, as they never run together."""
         if self._noise is None:
             c = self.case
-            big = torch.empty(c.directions, c.features, c.features, device=self.device)
+            big = self.buffers.take("noise", c.directions, c.features, c.features)
             small = torch.empty(c.directions, c.features, device=self.device)
             self._noise = big, small
             # normal_ takes seconds for gigabytes, so few directions are drawn and repeated: time
@@ -159,13 +180,14 @@ class Problem:
     def vmap(self, step: bool) -> Row:
         c = self.case
         noise = self.noise()
-        if self._networks is None:
-            weight, bias = (p.new_empty(c.signs * c.directions, *p.shape[1:]) for p in noise)
-            self._networks = weight, bias
-        networks = self._networks
+        members = c.signs * c.directions
+        networks = (
+            self.buffers.take("networks", members, c.features, c.features),
+            torch.empty(members, c.features, device=self.device),
+        )
         per_member = c.repeats // c.signs
         x = self.x.view(c.signs, per_member, c.directions, -1).transpose(1, 2)
-        x = x.reshape(c.signs * c.directions, per_member, -1)
+        x = x.reshape(members, per_member, -1)
         names = ("weight", "bias")
 
         def materialise() -> None:
@@ -266,32 +288,24 @@ class Problem:
     # -------------------------------------------------------------------------------------------
 
     def rows(self, step: bool, full: bool) -> Iterator[tuple[str, int, Callable[[], Row]]]:
-        """Name, bytes that the row has to allocate, and how to make it."""
-        noise, members = self.noise_bytes(), self.case.signs * self.noise_bytes()
+        """Name, bytes that the row has still to allocate, and how to make it."""
+        numel = self.case.directions * self.case.features**2
         yield "Base", 0, self.base
         yield "Naive", 0, self.naive
         if step and full:
             yield "Loop", 0, self.loop
-        yield "Stored", noise, lambda: self.stored(step)
-        yield (
-            "vmap",
-            (0 if self._noise else noise) + (0 if self._networks else members),
-            lambda: self.vmap(step),
-        )
+        needed = self.buffers.missing("noise", numel)
+        yield "Stored", needed, lambda: self.stored(step)
+        needed = self.buffers.missing("noise", numel)  # none if Stored found its room
+        needed += self.buffers.missing("networks", self.case.signs * numel)
+        yield "vmap", needed, lambda: self.vmap(step)
         for distribution in ("normal", "rademacher"):
-            yield (
-                f"PerturbedLinear {distribution}",
-                0,
-                lambda distribution=distribution: self.perturbed(distribution, step),
-            )
+            make = functools.partial(self.perturbed, distribution, step)
+            yield f"PerturbedLinear {distribution}", 0, make
 
 
 def held_bytes(model: PerturbedModel) -> int:
-    """Bytes that the model holds beside the parameters and gradients of the network it wraps."""
-    shared = {p.data_ptr() for p in model.parameters()}
-    held = {}
-    for module in model.modules():
-        for value in itertools.chain(module.buffers(recurse=False), vars(module).values()):
-            if isinstance(value, Tensor) and value.data_ptr() not in shared:
-                held[value.data_ptr()] = value.untyped_storage().nbytes()
-    return sum(held.values())
+    """Bytes of noise, keys and scales that the model holds once the noise is drawn and used."""
+    noise = sum(layer.noise.held_bytes(layer.site) for layer in model.layers())
+    device = next(model.parameters()).device
+    return noise + sum(part.nbytes for part in model.state.tensors(device))

@@ -83,7 +83,7 @@ def test_rows_that_do_not_fit_are_left_out_and_named(monkeypatch):
 
 @pytest.mark.parametrize("name", ["stored", "vmap"])
 def test_a_wrong_forward_is_not_timed(name, monkeypatch):
-    problem = population.Problem(population.Case(12, 8, 2), torch.device("cpu"))
+    problem = population.Problem(population.Case(12, 8, 2), population.Buffers(torch.device("cpu")))
     row = getattr(problem, name)(False)
     row.check()
     monkeypatch.setattr(

@@ -34,9 +34,10 @@ def test_import_without_the_extension_tells_the_fix(tmp_path):
     )
     done = python("-c", "import perturbed", cwd=tmp_path)
     assert done.returncode != 0
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("ImportError: "), done.stderr
-    assert re.search(r"make build|build_ext --inplace|--no-build-isolation", last), last
+    message = done.stderr.rpartition("\nImportError: ")[2]
+    assert message.startswith("perturbed: the compiled extension is missing"), done.stderr
+    assert "\n  pip install --no-build-isolation -e ." in message
+    assert "make build" in message
 
 
 def test_environment_report():
