@@ -1,5 +1,6 @@
 """The build says what is wrong, the module is what it claims to be, and the report is whole."""
 
+import ast
 import os
 import re
 import shutil
@@ -106,3 +107,13 @@ def test_build_without_torch_tells_the_fix(tmp_path):
 def test_installed_version_matches_the_package():
     text = (ROOT / "pyproject.toml").read_text()
     assert f'\nversion = "{perturbed.__version__}"\n' in text
+
+
+def test_stub_names_what_the_extension_has():
+    tree = ast.parse((ROOT / "perturbed" / "_C.pyi").read_text())
+    stub = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert stub == {name for name in vars(perturbed._C) if not name.startswith("__")}
+    info = next(node for node in tree.body if isinstance(node, ast.ClassDef))
+    fields = {node.target.id: node.annotation.id for node in info.body}
+    build = perturbed._C.build_info()
+    assert fields == {name: type(value).__name__ for name, value in build.items()}
