@@ -199,7 +199,7 @@ def machine(device: torch.device) -> dict[str, str]:
     if device.type == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(device)
         facts["cuda"] = str(torch.version.cuda)
-        facts["tf32"] = "on" if torch.backends.cuda.matmul.allow_tf32 else "off"
+        facts["tf32"] = "on" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "off"
     return facts
 
 
