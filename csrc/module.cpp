@@ -63,7 +63,7 @@ struct Draw {
 Words words(const py::int_& key, uint32_t generation, uint32_t stream, uint32_t direction,
             uint32_t first_block, py::ssize_t count) {
   Draw draw(key, generation, stream, direction, count);
-  draw.k.prepare_sign(draw.launch, first_block, draw.batches, draw.prepared.data());
+  draw.k.prepare_linear(draw.launch, first_block, draw.batches, draw.prepared.data());
   const int64_t stride = draw.batches * kBatchBlocks;
   std::vector<uint32_t> rows(4 * stride);
   draw.k.sign_bits(draw.launch, draw.prepared.data(), draw.batches, draw.direction, stride,

@@ -30,38 +30,42 @@ constexpr int64_t kEstimateBlocks = 2 * kBatchBlocks;
 
 int64_t round_up(int64_t value, int64_t multiple) { return ceil_div(value, multiple) * multiple; }
 
-// One tensor's noise: the launch constants of its stream and its directions.
+// One tensor's noise: the launch constants of its stream and of `count` directions from `first` on.
 struct TensorNoise {
   PhiloxLaunch launch;
-  uint32_t first_direction;
+  std::vector<PhiloxDirection> directions;
 
-  TensorNoise(const Tensor& key, int64_t stream) {
+  TensorNoise(const Tensor& key, int64_t stream, int64_t first, int64_t count) : directions(count) {
     const int64_t* k = key.const_data_ptr<int64_t>();
     launch = philox_launch(static_cast<uint32_t>(stream), static_cast<uint32_t>(k[1]),
                            philox_key(static_cast<uint64_t>(k[0])));
-    first_direction = static_cast<uint32_t>(k[2]);
-  }
-
-  PhiloxDirection direction(int64_t d) const {
-    return philox_direction(launch, first_direction + static_cast<uint32_t>(d));
+    for (int64_t d = 0; d < count; ++d) {
+      directions[d] = philox_direction(launch, static_cast<uint32_t>(k[2] + first + d));
+    }
   }
 };
 
 // ---- forward -----------------------------------------------------------------------------------
 
-// x as the inner loops want it: rows of A (float or double), zero-padded to kRowPadding, and the
-// sum of each row where signs need it. Copies nothing if x is already so.
+// Order of the elements of a packed row: as they come, or as `normal_dot` draws noise.
+enum class RowOrder { kNatural, kDraw };
+
+// x as the inner loops want it: rows of A (float or double), zero-padded, and the sum of each row
+// where signs need it. Copies nothing if x is already so.
 template <class A>
 struct PackedRows {
   const A* data;
   int64_t row_stride, token_stride;
+  int64_t width;  // padded length of a row
   std::vector<A> buffer;
   std::vector<A> sums;
 
   template <class T>
-  PackedRows(const T* x, int64_t rows, const DenseLinearSizes& s, bool with_sums) {
-    const int64_t width = round_up(s.in, kRowPadding);
-    const bool usable = std::is_same_v<T, A> && width == s.in;
+  PackedRows(const T* x, int64_t rows, const DenseLinearSizes& s, RowOrder order, bool with_sums) {
+    constexpr int64_t kBatchColumns = kBatchBlocks * kNormalBlockCols;
+    const bool draw_order = order == RowOrder::kDraw;
+    width = round_up(s.in, draw_order ? kBatchColumns : kRowPadding);
+    const bool usable = std::is_same_v<T, A> && width == s.in && !draw_order;
     if (usable) {
       data = reinterpret_cast<const A*>(x);
       row_stride = s.x_row_stride;
@@ -74,21 +78,27 @@ struct PackedRows {
     }
     if (with_sums) sums.resize(rows * s.tokens);
     if (usable && !with_sums) return;
-    parallel_for(
-        0, rows * s.tokens, ceil_div<int64_t>(1 << 15, width), [&](int64_t begin, int64_t end) {
-          for (int64_t i = begin; i < end; ++i) {
-            const T* from = x + i / s.tokens * s.x_row_stride + i % s.tokens * s.x_token_stride;
-            if (!usable) {
-              A* to = buffer.data() + i * width;
-              for (int64_t k = 0; k < s.in; ++k) to[k] = static_cast<A>(from[k]);
-            }
-            if (with_sums) {
-              double sum = 0;
-              for (int64_t k = 0; k < s.in; ++k) sum += static_cast<double>(from[k]);
-              sums[i] = static_cast<A>(sum);
-            }
+    const int64_t grain = ceil_div<int64_t>(1 << 15, width);
+    parallel_for(0, rows * s.tokens, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const T* from = x + i / s.tokens * s.x_row_stride + i % s.tokens * s.x_token_stride;
+        A* to = buffer.data() + i * width;
+        if (draw_order) {
+          for (int64_t k = 0; k < s.in; ++k) {
+            const int64_t block = k % kBatchColumns / kNormalBlockCols,
+                          column = k % kNormalBlockCols;
+            to[k - k % kBatchColumns + column * kBatchBlocks + block] = static_cast<A>(from[k]);
           }
-        });
+        } else if (!usable) {
+          for (int64_t k = 0; k < s.in; ++k) to[k] = static_cast<A>(from[k]);
+        }
+        if (with_sums) {
+          double sum = 0;
+          for (int64_t k = 0; k < s.in; ++k) sum += static_cast<double>(from[k]);
+          sums[i] = static_cast<A>(sum);
+        }
+      }
+    });
   }
 };
 
@@ -134,23 +144,47 @@ struct Forward {
     }
   }
 
-  // Rows [row, row_end) of E_d for the directions [d, d_end).
+  // Few rows of x and no great padding: the noise never leaves the registers.
+  static bool draws_in_registers(const DenseLinearSizes& s) {
+    const int64_t width = round_up(s.in, kBatchBlocks * kNormalBlockCols);
+    return std::is_same_v<A, float> && s.sources * s.tokens <= 4 && width * 8 <= s.in * 9;
+  }
+
+  // Row `row` of E_d for the directions [d, d_end), drawn in registers.
+  void register_task(int64_t row, int64_t d, int64_t d_end,
+                     std::vector<PreparedBatch>& prepared) const {
+    if constexpr (std::is_same_v<A, float>) {
+      const int64_t batches = x.width / (kBatchBlocks * kNormalBlockCols);
+      const int64_t first_block = row * normal_blocks_per_row(s.in);
+      float products[4];
+      k.prepare_linear(noise.launch, static_cast<uint32_t>(first_block), batches, prepared.data());
+      for (; d < d_end; ++d) {
+        const PhiloxDirection direction = noise.directions[d];
+        each_row(d, [&](const float* rows, int64_t stride, int64_t count, int64_t first) {
+          k.normal_dot(noise.launch, prepared.data(), batches, direction, rows, stride, count,
+                       products + first);
+        });
+        add(d, row, [&](int64_t i) { return products[i]; });
+      }
+    }
+  }
+
+  // Rows [row, row_end) of E_d for the directions [d, d_end), drawn into a buffer.
   void normal_task(int64_t row, int64_t row_end, int64_t d, int64_t d_end,
                    std::vector<PreparedBatch>& prepared, std::vector<float>& drawn,
                    std::vector<A>& products) const {
     const int64_t per_row = normal_blocks_per_row(s.in);
     const int64_t batches = ceil_div((row_end - row) * per_row, kBatchBlocks);
-    const int64_t width = round_up(s.in, kRowPadding);
     k.prepare_normal(noise.launch, static_cast<uint32_t>(row * per_row), batches, prepared.data());
     for (; d < d_end; ++d) {
-      k.normals(noise.launch, prepared.data(), batches, noise.direction(d), drawn.data());
+      k.normals(noise.launch, prepared.data(), batches, noise.directions[d], drawn.data());
       for (int64_t o = row; o < row_end; ++o) {
         const float* e = drawn.data() + (o - row) * per_row * kNormalBlockCols;
         each_row(d, [&](const A* rows, int64_t stride, int64_t count, int64_t first) {
           if constexpr (std::is_same_v<A, double>) {
-            k.dot_double(e, rows, stride, count, width, products.data() + first);
+            k.dot_double(e, rows, stride, count, x.width, products.data() + first);
           } else {
-            k.dot(e, rows, stride, count, width, products.data() + first);
+            k.dot(e, rows, stride, count, x.width, products.data() + first);
           }
         });
         add(d, o, [&](int64_t i) { return products[i]; });
@@ -165,9 +199,9 @@ struct Forward {
     const int64_t per_row = sign_blocks_per_row(s.in);
     const int64_t batches = ceil_div((row_end - row) * per_row, kBatchBlocks);
     const int64_t stride_bits = batches * kBatchBlocks;
-    k.prepare_sign(noise.launch, static_cast<uint32_t>(row * per_row), batches, prepared.data());
+    k.prepare_linear(noise.launch, static_cast<uint32_t>(row * per_row), batches, prepared.data());
     for (; d < d_end; ++d) {
-      k.sign_bits(noise.launch, prepared.data(), batches, noise.direction(d), stride_bits,
+      k.sign_bits(noise.launch, prepared.data(), batches, noise.directions[d], stride_bits,
                   drawn.data());
       for (int64_t q = row; q < row_end; ++q) {
         const uint32_t* bits = drawn.data() + (q - row) * per_row;
@@ -191,15 +225,17 @@ struct Forward {
   }
 
   void run(bool rademacher) const {
+    const bool in_registers = !rademacher && draws_in_registers(s);
     const int64_t per_row = rademacher ? sign_blocks_per_row(s.in) : normal_blocks_per_row(s.in);
     const int64_t rows = rademacher ? ceil_div<int64_t>(s.out, kSignBlockRows) : s.out;
-    const int64_t chunk = std::clamp<int64_t>(kChunkBlocks / per_row, 1, rows);
+    const int64_t chunk = in_registers ? 1 : std::clamp<int64_t>(kChunkBlocks / per_row, 1, rows);
     const int64_t chunks = ceil_div(rows, chunk), tiles = ceil_div(s.directions, kDirectionTile);
     const int64_t batches = ceil_div(chunk * per_row, kBatchBlocks);
+    const int64_t drawn = in_registers ? 0 : batches * kBatchBlocks * 4;
     parallel_for(0, chunks * tiles, 1, [&](int64_t begin, int64_t end) {
       std::vector<PreparedBatch> prepared(batches);
-      std::vector<float> normals(rademacher ? 0 : batches * kBatchBlocks * 4 + kRowPadding);
-      std::vector<uint32_t> bits(rademacher ? batches * kBatchBlocks * 4 : 0);
+      std::vector<float> normals(rademacher ? 0 : drawn + kRowPadding);
+      std::vector<uint32_t> bits(rademacher ? drawn : 0);
       std::vector<A> products(s.sources * s.tokens * (rademacher ? 4 : 1));
       for (int64_t task = begin; task < end; ++task) {
         const int64_t row = task / tiles * chunk, d = task % tiles * kDirectionTile;
@@ -207,6 +243,8 @@ struct Forward {
         const int64_t d_end = std::min(d + kDirectionTile, s.directions);
         if (rademacher) {
           sign_task(row, row_end, d, d_end, prepared, bits, products);
+        } else if (in_registers) {
+          register_task(row, d, d_end, prepared);
         } else {
           normal_task(row, row_end, d, d_end, prepared, normals, products);
         }
@@ -221,10 +259,10 @@ void draw_vector(const CpuKernels& k, const TensorNoise& noise, int64_t d, int64
                  std::vector<uint32_t>& bits, std::vector<float>& out) {
   const int64_t batches = static_cast<int64_t>(prepared.size());
   if (!rademacher) {
-    k.normals(noise.launch, prepared.data(), batches, noise.direction(d), out.data());
+    k.normals(noise.launch, prepared.data(), batches, noise.directions[d], out.data());
     return;
   }
-  k.sign_bits(noise.launch, prepared.data(), batches, noise.direction(d), batches * kBatchBlocks,
+  k.sign_bits(noise.launch, prepared.data(), batches, noise.directions[d], batches * kBatchBlocks,
               bits.data());
   for (int64_t i = 0; i < count; ++i) out[i] = sign_from_bit(bits[i / 32], i % 32);
 }
@@ -237,7 +275,7 @@ void add_bias_noise(T* y, const DenseLinearSizes& s, const TensorNoise& noise,
   const int64_t blocks = rademacher ? sign_blocks(1, s.out) : normal_blocks(1, s.out);
   const int64_t batches = ceil_div(blocks, kBatchBlocks);
   std::vector<PreparedBatch> prepared(batches);
-  (rademacher ? k.prepare_sign : k.prepare_normal)(noise.launch, 0, batches, prepared.data());
+  (rademacher ? k.prepare_linear : k.prepare_normal)(noise.launch, 0, batches, prepared.data());
   const int64_t grain = ceil_div<int64_t>(1 << 14, s.repeats * s.tokens * s.out);
   parallel_for(0, s.directions, grain, [&](int64_t begin, int64_t end) {
     std::vector<uint32_t> bits(rademacher ? batches * kBatchBlocks * 4 : 0);
@@ -270,12 +308,14 @@ void dense_linear_cpu_(Tensor y, const Tensor x, const Tensor key, const Tensor 
     T* out = static_cast<T*>(y.mutable_data_ptr());
     const A scale = static_cast<A>(*sigma.const_data_ptr<double>());
     if (weight_stream >= 0 && s.in > 0) {
-      const TensorNoise noise(key, weight_stream);
-      const PackedRows<A> rows(static_cast<const T*>(x.const_data_ptr()), x.size(0), s, rademacher);
+      const TensorNoise noise(key, weight_stream, 0, directions);
+      const bool in_registers = !rademacher && Forward<T>::draws_in_registers(s);
+      const PackedRows<A> rows(static_cast<const T*>(x.const_data_ptr()), x.size(0), s,
+                               in_registers ? RowOrder::kDraw : RowOrder::kNatural, rademacher);
       Forward<T>{s, kernels(), noise, rows, out, scale}.run(rademacher);
     }
     if (bias_stream >= 0) {
-      add_bias_noise<T>(out, s, TensorNoise(key, bias_stream), scale, rademacher);
+      add_bias_noise<T>(out, s, TensorNoise(key, bias_stream, 0, directions), scale, rademacher);
     }
   });
 }
@@ -304,8 +344,6 @@ void normal_estimate(T* grad, int64_t rows, int64_t cols, const accumulator_t<T>
   using A = accumulator_t<T>;
   const CpuKernels& k = kernels();
   const int64_t per_row = normal_blocks_per_row(cols), blocks = rows * per_row;
-  std::vector<PhiloxDirection> directions(count);
-  for (int64_t d = 0; d < count; ++d) directions[d] = noise.direction(d);
   parallel_for(0, ceil_div(blocks, kEstimateBlocks), 1, [&](int64_t begin, int64_t end) {
     PreparedBatch prepared[2];
     A sums[kEstimateBlocks * kNormalBlockCols];
@@ -314,9 +352,9 @@ void normal_estimate(T* grad, int64_t rows, int64_t cols, const accumulator_t<T>
       const int64_t last = std::min(first + kEstimateBlocks, blocks);
       k.prepare_normal(noise.launch, static_cast<uint32_t>(first), 2, prepared);
       if constexpr (std::is_same_v<A, double>) {
-        k.normal_estimate_double(noise.launch, prepared, directions.data(), w, count, sums);
+        k.normal_estimate_double(noise.launch, prepared, noise.directions.data(), w, count, sums);
       } else {
-        k.normal_estimate(noise.launch, prepared, directions.data(), w, count, sums);
+        k.normal_estimate(noise.launch, prepared, noise.directions.data(), w, count, sums);
       }
       for (int64_t b = first; b < last; ++b) {
         const int64_t o = b / per_row, i = b % per_row * kNormalBlockCols;
@@ -339,7 +377,7 @@ void sign_estimate(T* grad, int64_t rows, int64_t cols, const accumulator_t<T>* 
   std::vector<uint32_t> e(padded), g(padded), h(padded);
   double total = 0;
   for (int64_t d = 0; d < count; ++d) {
-    const PhiloxDirection direction = noise.direction(d);
+    const PhiloxDirection direction = noise.directions[d];
     e[d] = direction.e, g[d] = direction.g, h[d] = direction.h;
     total += w[d];
   }
@@ -371,7 +409,7 @@ void dense_estimate_cpu_(Tensor grad, const Tensor weights, const Tensor key, co
   const char* op = "dense_estimate_";
   check_dense_estimate(op, grad, weights, key, sigma, stream, rademacher);
   if (grad.numel() == 0) return;
-  const TensorNoise noise(key, stream);
+  const TensorNoise noise(key, stream, 0, weights.size(0));
   dispatch_float(grad.scalar_type(), op, "grad", [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = accumulator_t<T>;
@@ -386,7 +424,7 @@ void dense_estimate_cpu_(Tensor grad, const Tensor weights, const Tensor key, co
 // ---- materialise -------------------------------------------------------------------------------
 
 template <class T>
-void materialise_normals(T* out, int64_t first, int64_t count, int64_t rows, int64_t cols,
+void materialise_normals(T* out, int64_t count, int64_t rows, int64_t cols,
                          const TensorNoise& noise) {
   const CpuKernels& k = kernels();
   const int64_t per_row = normal_blocks_per_row(cols), blocks = rows * per_row;
@@ -401,7 +439,7 @@ void materialise_normals(T* out, int64_t first, int64_t count, int64_t rows, int
       const int64_t d_end = std::min((task % tiles + 1) * kDirectionTile, count);
       k.prepare_normal(noise.launch, static_cast<uint32_t>(block), batches, prepared);
       for (int64_t d = task % tiles * kDirectionTile; d < d_end; ++d) {
-        k.normals(noise.launch, prepared, batches, noise.direction(first + d), drawn);
+        k.normals(noise.launch, prepared, batches, noise.directions[d], drawn);
         T* to = out + d * rows * cols;
         if (cols % kNormalBlockCols == 0) {
           to += block * kNormalBlockCols;
@@ -421,7 +459,7 @@ void materialise_normals(T* out, int64_t first, int64_t count, int64_t rows, int
 }
 
 template <class T>
-void materialise_signs(T* out, int64_t first, int64_t count, int64_t rows, int64_t cols,
+void materialise_signs(T* out, int64_t count, int64_t rows, int64_t cols,
                        const TensorNoise& noise) {
   const CpuKernels& k = kernels();
   const int64_t per_row = sign_blocks_per_row(cols), blocks = sign_blocks(rows, cols);
@@ -433,8 +471,8 @@ void materialise_signs(T* out, int64_t first, int64_t count, int64_t rows, int64
       const int64_t d = task / chunks, block = task % chunks * kChunkBlocks;
       const int64_t block_end = std::min(block + kChunkBlocks, blocks);
       const int64_t batches = ceil_div(block_end - block, kBatchBlocks);
-      k.prepare_sign(noise.launch, static_cast<uint32_t>(block), batches, prepared);
-      k.sign_bits(noise.launch, prepared, batches, noise.direction(first + d), kChunkBlocks, words);
+      k.prepare_linear(noise.launch, static_cast<uint32_t>(block), batches, prepared);
+      k.sign_bits(noise.launch, prepared, batches, noise.directions[d], kChunkBlocks, words);
       for (int64_t b = block; b < block_end; ++b) {
         const int64_t o = b / per_row * kSignBlockRows, i = b % per_row * kSignBlockCols;
         const int64_t rows_here = std::min<int64_t>(kSignBlockRows, rows - o);
@@ -460,8 +498,8 @@ Tensor dense_materialise_cpu(const Tensor key, int64_t stream, int64_t first, in
     using T = typename decltype(tag)::type;
     if (out.numel() == 0) return;
     (rademacher ? materialise_signs<T>
-                : materialise_normals<T>)(static_cast<T*>(out.mutable_data_ptr()), first, count,
-                                          rows, cols, TensorNoise(key, stream));
+                : materialise_normals<T>)(static_cast<T*>(out.mutable_data_ptr()), count, rows,
+                                          cols, TensorNoise(key, stream, first, count));
   });
   return out;
 }

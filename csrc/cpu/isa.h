@@ -18,7 +18,9 @@ using F = Simd::F;
 using U = Simd::U;
 constexpr int kLanes = Simd::kLanes;
 #define PT_INLINE static inline __attribute__((always_inline))
+#define PT_UNROLL _Pragma("GCC unroll 16")
 constexpr int kParts = kBatchBlocks / kLanes;  // register pairs per batch
+constexpr int kChains = Simd::kChains;         // register pairs drawn side by side
 
 // ---- Philox ------------------------------------------------------------------------------------
 
@@ -38,8 +40,9 @@ PT_INLINE Counters prepare(const PhiloxLaunch& launch, U c1) {
   return c;
 }
 
-PT_INLINE Counters load_prepared(const PreparedBatch& batch, int part) {
-  const uint32_t* w = batch.words + 4 * kLanes * part;
+// The ith kLanes counters of prepared batches.
+PT_INLINE Counters load_part(const PreparedBatch* batches, int64_t i) {
+  const uint32_t* w = batches[i / kParts].words + 4 * kLanes * (i % kParts);
   return {Simd::load_u(w), Simd::load_u(w + kLanes), Simd::load_u(w + 2 * kLanes),
           Simd::load_u(w + 3 * kLanes)};
 }
@@ -54,29 +57,37 @@ PT_INLINE Directions broadcast(PhiloxDirection d) {
   return {e, e, g, g, h, h};
 }
 
-// Words 0..3 of kLanes counters, element by element.
-PT_INLINE void finish(const Counters& c, const Directions& d, const PhiloxLaunch& launch,
-                      U (&w)[4]) {
+// Words 0..3 of N * kLanes counters, element by element. N independent chains, written side by side
+// because neither the compiler nor the processor's window interleaves them far enough by itself.
+template <int N>
+PT_INLINE void finish(const Counters (&c)[N], const Directions& d, const PhiloxLaunch& launch,
+                      U (&w)[4][N]) {
   const U m0 = Simd::set1_u(kPhiloxM0), m1 = Simd::set1_u(kPhiloxM1);
-  U xa = Simd::xor_u(Simd::high(c.p1a), d.ea), xb = Simd::xor_u(Simd::high(c.p1b), d.eb);
-  U ya = Simd::xor_u(c.p0a, d.ga), yb = Simd::xor_u(c.p0b, d.gb);
-  U c1a = c.p1a, c1b = c.p1b, c3a = d.ha, c3b = d.hb;
-#pragma GCC unroll 7
-  for (int round = 3; round < kPhiloxRounds; ++round) {
+  U x[2 * N], y[2 * N], c1[2 * N], c3[2 * N];
+  PT_UNROLL for (int n = 0; n < N; ++n) {
+    x[2 * n] = Simd::xor_u(Simd::high(c[n].p1a), d.ea);
+    x[2 * n + 1] = Simd::xor_u(Simd::high(c[n].p1b), d.eb);
+    y[2 * n] = Simd::xor_u(c[n].p0a, d.ga);
+    y[2 * n + 1] = Simd::xor_u(c[n].p0b, d.gb);
+    c1[2 * n] = c[n].p1a, c1[2 * n + 1] = c[n].p1b;
+    c3[2 * n] = d.ha, c3[2 * n + 1] = d.hb;
+  }
+  PT_UNROLL for (int round = 3; round < kPhiloxRounds; ++round) {
     const PhiloxKey key = round_key(launch.key, static_cast<uint32_t>(round));
     const U k0 = Simd::set1_u(key.k0), k1 = Simd::set1_u(key.k1);
-    const U p0a = Simd::mul_wide(m0, xa), p1a = Simd::mul_wide(m1, ya);
-    const U p0b = Simd::mul_wide(m0, xb), p1b = Simd::mul_wide(m1, yb);
-    xa = Simd::xor3(Simd::high(p1a), c1a, k0);
-    xb = Simd::xor3(Simd::high(p1b), c1b, k0);
-    ya = Simd::xor3(Simd::high(p0a), c3a, k1);
-    yb = Simd::xor3(Simd::high(p0b), c3b, k1);
-    c1a = p1a, c1b = p1b, c3a = p0a, c3b = p0b;
+    PT_UNROLL for (int i = 0; i < 2 * N; ++i) {
+      const U p0 = Simd::mul_wide(m0, x[i]), p1 = Simd::mul_wide(m1, y[i]);
+      x[i] = Simd::xor3(Simd::high(p1), c1[i], k0);
+      y[i] = Simd::xor3(Simd::high(p0), c3[i], k1);
+      c1[i] = p1, c3[i] = p0;
+    }
   }
-  w[0] = Simd::merge_low(xa, xb);
-  w[1] = Simd::merge_low(c1a, c1b);
-  w[2] = Simd::merge_low(ya, yb);
-  w[3] = Simd::merge_low(c3a, c3b);
+  PT_UNROLL for (int n = 0; n < N; ++n) {
+    w[0][n] = Simd::merge_low(x[2 * n], x[2 * n + 1]);
+    w[1][n] = Simd::merge_low(c1[2 * n], c1[2 * n + 1]);
+    w[2][n] = Simd::merge_low(y[2 * n], y[2 * n + 1]);
+    w[3][n] = Simd::merge_low(c3[2 * n], c3[2 * n + 1]);
+  }
 }
 
 static void prepare_batches(const PhiloxLaunch& launch, U order, uint32_t first_block,
@@ -100,63 +111,164 @@ static void prepare_normal(const PhiloxLaunch& launch, uint32_t first_block, int
   prepare_batches(launch, Simd::block_order(), first_block, batches, out);
 }
 
-static void prepare_sign(const PhiloxLaunch& launch, uint32_t first_block, int64_t batches,
-                         PreparedBatch* out) {
+static void prepare_linear(const PhiloxLaunch& launch, uint32_t first_block, int64_t batches,
+                           PreparedBatch* out) {
   prepare_batches(launch, Simd::iota(), first_block, batches, out);
 }
 
 // ---- normals -----------------------------------------------------------------------------------
 
-// Twin of box_muller (noise/normal.h), operation by operation.
-PT_INLINE void box_muller_lanes(U w0, U w1, F* z0, F* z1) {
-  namespace c = box_muller_constants;
-  const U one = Simd::set1_u(0x3f800000u);
-  const U u = Simd::as_bits(Simd::sub(Simd::as_float(Simd::or_u(one, Simd::template shr<9>(w0))),
-                                      Simd::set1(0.99999994f)));
-  const U exponent =
-      Simd::and_u(Simd::sub_u(u, Simd::set1_u(c::kTwoThirdsBits)), Simd::set1_u(c::kExponentMask));
-  const F f = Simd::sub(Simd::as_float(Simd::sub_u(u, exponent)), Simd::set1(1.0f));
-  F p = Simd::set1(c::kLog[8]);
-#pragma GCC unroll 8
-  for (int i = 7; i >= 0; --i) p = Simd::fma(p, f, Simd::set1(c::kLog[i]));
-  const F scaled = Simd::mul(Simd::from_int(exponent), Simd::set1(c::kExponentScale));
-  const F r = Simd::sqrt(Simd::fma(p, f, scaled));
+// Box and Muller's radius and direction for N vectors of word pairs, twins of box_muller
+// (noise/normal.h) operation by operation: z0 = radius * c, z1 = radius * s.
+template <int N>
+struct Polar {
+  F radius[N], c[N], s[N];
+};
 
-  const U fraction = Simd::and_or(Simd::template shr<8>(w1), Simd::set1_u(c::kAngleMask), one);
-  const F x = Simd::sub(Simd::as_float(fraction), Simd::set1(1.5f));
-  const F xx = Simd::mul(x, x);
-  F s = Simd::set1(c::kSin[4]), k = Simd::set1(c::kCos[4]);
-#pragma GCC unroll 4
-  for (int i = 3; i >= 0; --i) {
-    s = Simd::fma(s, xx, Simd::set1(c::kSin[i]));
-    k = Simd::fma(k, xx, Simd::set1(c::kCos[i]));
+template <int N>
+PT_INLINE Polar<N> polar(const U (&w0)[N], const U (&w1)[N]) {
+  namespace k = box_muller_constants;
+  const U one = Simd::set1_u(0x3f800000u), sign = Simd::set1_u(0x80000000u);
+  U exponent[N];
+  F f[N], p[N], x[N], xx[N];
+  Polar<N> out;
+  PT_UNROLL for (int i = 0; i < N; ++i) {
+    const U u = Simd::as_bits(Simd::sub(
+        Simd::as_float(Simd::or_u(one, Simd::template shr<9>(w0[i]))), Simd::set1(0.99999994f)));
+    exponent[i] = Simd::and_u(Simd::sub_u(u, Simd::set1_u(k::kTwoThirdsBits)),
+                              Simd::set1_u(k::kExponentMask));
+    f[i] = Simd::sub(Simd::as_float(Simd::sub_u(u, exponent[i])), Simd::set1(1.0f));
+    p[i] = Simd::set1(k::kLog[8]);
   }
-  const F signed_r = Simd::as_float(Simd::xor_and(Simd::as_bits(r), w1, Simd::set1_u(0x80000000u)));
-  *z0 = Simd::mul(signed_r, Simd::mul(s, x));
-  *z1 = Simd::mul(signed_r, k);
+  PT_UNROLL for (int degree = 7; degree >= 0; --degree) {
+    PT_UNROLL for (int i = 0; i < N; ++i) p[i] = Simd::fma(p[i], f[i], Simd::set1(k::kLog[degree]));
+  }
+  PT_UNROLL for (int i = 0; i < N; ++i) {
+    const F scaled = Simd::mul(Simd::from_int(exponent[i]), Simd::set1(k::kExponentScale));
+    const F r = Simd::sqrt(Simd::fma(p[i], f[i], scaled));
+    out.radius[i] = Simd::as_float(Simd::xor_and(Simd::as_bits(r), w1[i], sign));
+  }
+  PT_UNROLL for (int i = 0; i < N; ++i) {
+    const U fraction = Simd::and_or(Simd::template shr<8>(w1[i]), Simd::set1_u(k::kAngleMask), one);
+    x[i] = Simd::sub(Simd::as_float(fraction), Simd::set1(1.5f));
+    xx[i] = Simd::mul(x[i], x[i]);
+    out.c[i] = Simd::set1(k::kSin[4]);
+    out.s[i] = Simd::set1(k::kCos[4]);
+  }
+  PT_UNROLL for (int degree = 3; degree >= 0; --degree) {
+    PT_UNROLL for (int i = 0; i < N; ++i) {
+      out.c[i] = Simd::fma(out.c[i], xx[i], Simd::set1(k::kSin[degree]));
+      out.s[i] = Simd::fma(out.s[i], xx[i], Simd::set1(k::kCos[degree]));
+    }
+  }
+  PT_UNROLL for (int i = 0; i < N; ++i) out.c[i] = Simd::mul(out.c[i], x[i]);
+  return out;
 }
 
-// Column j of kLanes blocks in z[j].
-PT_INLINE void draw_normals(const Counters& c, const Directions& d, const PhiloxLaunch& launch,
-                            F (&z)[4]) {
-  U w[4];
+// Column j of the nth kLanes blocks in z[n][j].
+template <int N>
+PT_INLINE void draw_normals(const Counters (&c)[N], const Directions& d, const PhiloxLaunch& launch,
+                            F (&z)[N][4]) {
+  U w[4][N];
   finish(c, d, launch, w);
-  box_muller_lanes(w[0], w[1], &z[0], &z[1]);
-  box_muller_lanes(w[2], w[3], &z[2], &z[3]);
+  PT_UNROLL for (int pair = 0; pair < 4; pair += 2) {
+    const Polar<N> p = polar(w[pair], w[pair + 1]);
+    PT_UNROLL for (int n = 0; n < N; ++n) {
+      z[n][pair] = Simd::mul(p.radius[n], p.c[n]);
+      z[n][pair + 1] = Simd::mul(p.radius[n], p.s[n]);
+    }
+  }
+}
+
+// sum[n][j] += weight * z[n][j], the weight folded into the radius.
+template <int N>
+PT_INLINE void add_normals(const Counters (&c)[N], const Directions& d, const PhiloxLaunch& launch,
+                           F weight, F (&sum)[N][4]) {
+  U w[4][N];
+  finish(c, d, launch, w);
+  PT_UNROLL for (int pair = 0; pair < 4; pair += 2) {
+    const Polar<N> p = polar(w[pair], w[pair + 1]);
+    PT_UNROLL for (int n = 0; n < N; ++n) {
+      const F radius = Simd::mul(weight, p.radius[n]);
+      sum[n][pair] = Simd::fma(radius, p.c[n], sum[n][pair]);
+      sum[n][pair + 1] = Simd::fma(radius, p.s[n], sum[n][pair + 1]);
+    }
+  }
 }
 
 static void normals(const PhiloxLaunch& launch_in, const PreparedBatch* prepared, int64_t batches,
                     PhiloxDirection direction, float* out) {
   const PhiloxLaunch launch = launch_in;
   const Directions d = broadcast(direction);
-  for (int64_t i = 0; i < batches; ++i) {
-    for (int part = 0; part < kParts; ++part) {
-      F z[4];
-      draw_normals(load_prepared(prepared[i], part), d, launch, z);
-      Simd::interleave(z);
-      for (int k = 0; k < 4; ++k) Simd::store(out + kLanes * k, z[k]);
-      out += 4 * kLanes;
+  const int64_t parts = batches * kParts;
+  int64_t i = 0;
+  for (; i + kChains <= parts; i += kChains) {
+    Counters c[kChains];
+    PT_UNROLL for (int n = 0; n < kChains; ++n) c[n] = load_part(prepared, i + n);
+    F z[kChains][4];
+    draw_normals(c, d, launch, z);
+    PT_UNROLL for (int n = 0; n < kChains; ++n) {
+      Simd::interleave(z[n]);
+      PT_UNROLL for (int k = 0; k < 4; ++k) Simd::store(out + kLanes * (4 * (i + n) + k), z[n][k]);
     }
+  }
+  for (; i < parts; ++i) {
+    const Counters c[1] = {load_part(prepared, i)};
+    F z[1][4];
+    draw_normals(c, d, launch, z);
+    Simd::interleave(z[0]);
+    PT_UNROLL for (int k = 0; k < 4; ++k) Simd::store(out + kLanes * (4 * i + k), z[0][k]);
+  }
+}
+
+// The products of one row of E_d, never stored, with R rows of x in draw order.
+template <int R>
+static void normal_dot_rows(const PhiloxLaunch& launch_in, const PreparedBatch* prepared,
+                            int64_t batches, PhiloxDirection direction, const float* x,
+                            int64_t x_stride, float* out) {
+  const PhiloxLaunch launch = launch_in;
+  const Directions d = broadcast(direction);
+  F sum[R][2];
+  for (auto& row : sum) row[0] = row[1] = Simd::zero();
+  const auto multiply = [&](int64_t i, const F(&z)[4]) {
+    const float* at = x + i / kParts * kBatchBlocks * 4 + i % kParts * kLanes;
+    PT_UNROLL for (int r = 0; r < R; ++r) {
+      PT_UNROLL for (int j = 0; j < 4; ++j) {
+        const F value = Simd::load(at + r * x_stride + j * kBatchBlocks);
+        sum[r][j % 2] = Simd::fma(z[j], value, sum[r][j % 2]);
+      }
+    }
+  };
+  const int64_t parts = batches * kParts;
+  int64_t i = 0;
+  for (; i + kChains <= parts; i += kChains) {
+    Counters c[kChains];
+    PT_UNROLL for (int n = 0; n < kChains; ++n) c[n] = load_part(prepared, i + n);
+    F z[kChains][4];
+    draw_normals(c, d, launch, z);
+    PT_UNROLL for (int n = 0; n < kChains; ++n) multiply(i + n, z[n]);
+  }
+  for (; i < parts; ++i) {
+    const Counters c[1] = {load_part(prepared, i)};
+    F z[1][4];
+    draw_normals(c, d, launch, z);
+    multiply(i, z[0]);
+  }
+  for (int r = 0; r < R; ++r) out[r] = Simd::sum(Simd::add(sum[r][0], sum[r][1]));
+}
+
+static void normal_dot(const PhiloxLaunch& launch, const PreparedBatch* prepared, int64_t batches,
+                       PhiloxDirection direction, const float* x, int64_t x_stride, int64_t rows,
+                       float* out) {
+  switch (rows) {
+    case 1:
+      return normal_dot_rows<1>(launch, prepared, batches, direction, x, x_stride, out);
+    case 2:
+      return normal_dot_rows<2>(launch, prepared, batches, direction, x, x_stride, out);
+    case 3:
+      return normal_dot_rows<3>(launch, prepared, batches, direction, x, x_stride, out);
+    default:
+      return normal_dot_rows<4>(launch, prepared, batches, direction, x, x_stride, out);
   }
 }
 
@@ -166,28 +278,21 @@ static void normal_estimate(const PhiloxLaunch& launch_in, const PreparedBatch* 
                             const PhiloxDirection* directions, const float* w, int64_t count,
                             float* out) {
   const PhiloxLaunch launch = launch_in;
-  // Two register pairs at a time: as many independent chains as the registers of AVX-512 hold.
-  for (int part = 0; part < kEstimateParts; part += 2) {
-    const Counters c0 = load_prepared(prepared[part / kParts], part % kParts);
-    const Counters c1 = load_prepared(prepared[(part + 1) / kParts], (part + 1) % kParts);
-    F sum0[4] = {Simd::zero(), Simd::zero(), Simd::zero(), Simd::zero()};
-    F sum1[4] = {Simd::zero(), Simd::zero(), Simd::zero(), Simd::zero()};
-    for (int64_t i = 0; i < count; ++i) {
-      const Directions d = broadcast(directions[i]);
-      const F weight = Simd::set1(w[i]);
-      F z0[4], z1[4];
-      draw_normals(c0, d, launch, z0);
-      draw_normals(c1, d, launch, z1);
-      for (int j = 0; j < 4; ++j) {
-        sum0[j] = Simd::fma(weight, z0[j], sum0[j]);
-        sum1[j] = Simd::fma(weight, z1[j], sum1[j]);
-      }
+  for (int part = 0; part < kEstimateParts; part += kChains) {
+    Counters c[kChains];
+    F sum[kChains][4];
+    PT_UNROLL for (int n = 0; n < kChains; ++n) {
+      c[n] = load_part(prepared, part + n);
+      PT_UNROLL for (int j = 0; j < 4; ++j) sum[n][j] = Simd::zero();
     }
-    Simd::interleave(sum0);
-    Simd::interleave(sum1);
-    for (int k = 0; k < 4; ++k) {
-      Simd::store(out + 4 * kLanes * part + kLanes * k, sum0[k]);
-      Simd::store(out + 4 * kLanes * (part + 1) + kLanes * k, sum1[k]);
+    for (int64_t i = 0; i < count; ++i) {
+      add_normals(c, broadcast(directions[i]), launch, Simd::set1(w[i]), sum);
+    }
+    PT_UNROLL for (int n = 0; n < kChains; ++n) {
+      Simd::interleave(sum[n]);
+      PT_UNROLL for (int k = 0; k < 4; ++k) {
+        Simd::store(out + kLanes * (4 * (part + n) + k), sum[n][k]);
+      }
     }
   }
 }
@@ -213,9 +318,10 @@ static void sign_bits(const PhiloxLaunch& launch_in, const PreparedBatch* prepar
   const Directions d = broadcast(direction);
   for (int64_t i = 0; i < batches; ++i) {
     for (int part = 0; part < kParts; ++part) {
-      U w[4];
-      finish(load_prepared(prepared[i], part), d, launch, w);
-      for (int j = 0; j < 4; ++j) Simd::store_u(out + j * stride, w[j]);
+      const Counters c[1] = {load_part(prepared, i * kParts + part)};
+      U w[4][1];
+      finish(c, d, launch, w);
+      for (int j = 0; j < 4; ++j) Simd::store_u(out + j * stride, w[j][0]);
       out += kLanes;
     }
   }
@@ -236,16 +342,16 @@ static void sign_estimate(const PhiloxLaunch& launch_in, uint32_t block, Directi
                           const float* w, int64_t count, float* out) {
   constexpr int kVectors = kSignBlockCols / kLanes;
   const PhiloxLaunch launch = launch_in;
-  const Counters c = broadcast_block(launch, block);
+  const Counters c[1] = {broadcast_block(launch, block)};
   F sum[kSignBlockRows][kVectors];
   for (auto& row : sum) {
     for (F& value : row) value = Simd::zero();
   }
   for (int64_t i = 0; i < count; i += kLanes) {
-    U words[4];
+    U words[4][1];
     finish(c, load_directions(directions, i), launch, words);
     alignas(64) uint32_t bits[4][kLanes];
-    for (int j = 0; j < 4; ++j) Simd::store_u(bits[j], words[j]);
+    for (int j = 0; j < 4; ++j) Simd::store_u(bits[j], words[j][0]);
     const int here = count - i < kLanes ? static_cast<int>(count - i) : kLanes;
     for (int k = 0; k < here; ++k) {
       const F weight = Simd::set1(w[i + k]);
@@ -268,12 +374,12 @@ static void sign_estimate_double(const PhiloxLaunch& launch, uint32_t block,
                                  DirectionArrays directions, const double* w, int64_t count,
                                  double* out) {
   double sum[kSignBlockRows * kSignBlockCols] = {};
-  const Counters c = broadcast_block(launch, block);
+  const Counters c[1] = {broadcast_block(launch, block)};
   for (int64_t i = 0; i < count; i += kLanes) {
-    U words[4];
+    U words[4][1];
     finish(c, load_directions(directions, i), launch, words);
     uint32_t bits[4][kLanes];
-    for (int j = 0; j < 4; ++j) Simd::store_u(bits[j], words[j]);
+    for (int j = 0; j < 4; ++j) Simd::store_u(bits[j], words[j][0]);
     const int here = count - i < kLanes ? static_cast<int>(count - i) : kLanes;
     for (int k = 0; k < here; ++k) {
       for (int j = 0; j < kSignBlockRows; ++j) {
@@ -384,8 +490,9 @@ static void bit_sum_double(const uint32_t* bits, int64_t bits_stride, const doub
 static constexpr CpuKernels table(const char* name) {
   return {name,
           prepare_normal,
-          prepare_sign,
+          prepare_linear,
           normals,
+          normal_dot,
           sign_bits,
           dot,
           dot_double,

@@ -9,6 +9,7 @@ namespace perturbed::PERTURBED_ISA {
 
 struct Simd {
   static constexpr int kLanes = 8;
+  static constexpr int kChains = 2;  // parts drawn side by side: what the registers carry
   using F = __m256;
   using U = __m256i;
 

@@ -13,8 +13,9 @@ namespace perturbed::PERTURBED_ISA {
 
 struct Simd {
   static constexpr int kLanes = 16;
-  using F = __m512;   // 16 floats
-  using U = __m512i;  // 16 words, or 8 words in the low halves of 64-bit lanes
+  static constexpr int kChains = 2;  // parts drawn side by side: what the registers carry
+  using F = __m512;                  // 16 floats
+  using U = __m512i;                 // 16 words, or 8 words in the low halves of 64-bit lanes
 
   static F load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, F a) { _mm512_storeu_ps(p, a); }

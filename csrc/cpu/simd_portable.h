@@ -7,6 +7,7 @@ namespace perturbed::PERTURBED_ISA {
 
 struct Simd {
   static constexpr int kLanes = 4;
+  static constexpr int kChains = 1;
   struct F {
     float v[4];
   };

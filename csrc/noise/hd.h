@@ -15,6 +15,13 @@
 #define PT_HD static inline
 #endif
 
+// The same for a member function, which cannot have internal linkage: it must not exist out of line.
+#if defined(__CUDACC__)
+#define PT_HD_MEMBER __host__ __device__ __forceinline__
+#else
+#define PT_HD_MEMBER __attribute__((always_inline)) inline
+#endif
+
 namespace perturbed {
 
 PT_HD float float_from_bits(uint32_t bits) {

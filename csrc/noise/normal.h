@@ -24,40 +24,50 @@ PT_HD float uniform_open(uint32_t word) {
 }
 
 namespace box_muller_constants {
+// Coefficients from low to high. A struct, because device code may copy a constant but not index a
+// host array.
+template <int kTerms>
+struct Polynomial {
+  float c[kTerms];
+  PT_HD_MEMBER constexpr float operator[](int i) const { return c[i]; }
+};
 // ln u = e ln 2 + ln(1 + f) with f in [-1/3, 1/3); kLog approximates -2 ln(1 + f) / f to 5.4e-8.
 constexpr uint32_t kTwoThirdsBits = 0x3f2aaaabu;
 constexpr uint32_t kExponentMask = 0xff800000u;
 constexpr float kExponentScale =
     -1.6525916e-07f;  // -2 ln 2 / 2^23: the exponent arrives times 2^23
-constexpr float kLog[9] = {-2.0f,        0.999998629f,  -0.666660786f, 0.500160575f, -0.400355816f,
-                           0.328255683f, -0.278069288f, 0.30806464f,   -0.288698822f};
+constexpr Polynomial<9> kLog = {{-2.0f, 0.999998629f, -0.666660786f, 0.500160575f, -0.400355816f,
+                                 0.328255683f, -0.278069288f, 0.30806464f, -0.288698822f}};
 // The angle is 2 pi v = pi (h + x + 1/2) with h the top bit and x in [-1/2, 1/2) the rest, so that
 // cos = -(-1)^h sin(pi x) and sin = (-1)^h cos(pi x): kSin(x^2) x = -sin(pi x) to 7e-9 and
 // kCos(x^2) = cos(pi x) to 5.3e-8.
-constexpr float kSin[5] = {-3.14159274f, 5.1677103f, -2.55007768f, 0.598292172f, -0.0776594058f};
-constexpr float kCos[5] = {1.0f, -4.93479538f, 4.05845118f, -1.33209383f, 0.220080659f};
+constexpr Polynomial<5> kSin = {
+    {-3.14159274f, 5.1677103f, -2.55007768f, 0.598292172f, -0.0776594058f}};
+constexpr Polynomial<5> kCos = {{1.0f, -4.93479538f, 4.05845118f, -1.33209383f, 0.220080659f}};
 constexpr uint32_t kAngleMask = 0x007ffffeu;  // of w1 >> 8: the 22 bits of (w1 >> 9) below h
 }  // namespace box_muller_constants
 
 PT_HD NormalPair box_muller(uint32_t w0, uint32_t w1) {
   namespace c = box_muller_constants;
+  constexpr auto kLog = c::kLog;
+  constexpr auto kSin = c::kSin, kCos = c::kCos;
   // r = sqrt(-2 ln u)
   const uint32_t u = bits_from_float(uniform_open(w0));
   const uint32_t exponent =
       (u - c::kTwoThirdsBits) & c::kExponentMask;  // e * 2^23, two's complement
   const float f = exact_sub(float_from_bits(u - exponent), 1.0f);
-  float p = c::kLog[8];
-  for (int i = 7; i >= 0; --i) p = exact_fma(p, f, c::kLog[i]);
+  float p = kLog[8];
+  for (int i = 7; i >= 0; --i) p = exact_fma(p, f, kLog[i]);
   const float scaled =
       exact_mul(static_cast<float>(static_cast<int32_t>(exponent)), c::kExponentScale);
   const float r = exact_sqrt(exact_fma(p, f, scaled));
 
   const float x = exact_sub(float_from_bits((w1 >> 8 & c::kAngleMask) | 0x3f800000u), 1.5f);
   const float xx = exact_mul(x, x);
-  float s = c::kSin[4];
-  for (int i = 3; i >= 0; --i) s = exact_fma(s, xx, c::kSin[i]);
-  float k = c::kCos[4];
-  for (int i = 3; i >= 0; --i) k = exact_fma(k, xx, c::kCos[i]);
+  float s = kSin[4];
+  for (int i = 3; i >= 0; --i) s = exact_fma(s, xx, kSin[i]);
+  float k = kCos[4];
+  for (int i = 3; i >= 0; --i) k = exact_fma(k, xx, kCos[i]);
   const float signed_r = float_from_bits(bits_from_float(r) ^ (w1 & 0x80000000u));
   return {exact_mul(signed_r, exact_mul(s, x)), exact_mul(signed_r, k)};
 }
