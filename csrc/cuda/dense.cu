@@ -1,5 +1,6 @@
-// Dense family on CUDA: checks, geometry and launches. The kernels are in dense_kernels.cuh, the
-// operators' contracts in csrc/schema.cpp, the CPU twin in csrc/cpu/dense.cpp.
+// Dense family on CUDA: checks, geometry and launches. Kernels and geometry are in
+// dense_kernels.cuh and dense_launch.cuh, the // operators' contracts in csrc/schema.cpp, the CPU
+// twin in csrc/cpu/dense.cpp.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -9,36 +10,20 @@
 #include "bind/dense.h"
 #include "bind/dispatch.h"
 #include "bind/launch.h"
-#include "cuda/dense_kernels.cuh"
+#include "cuda/dense_launch.cuh"
 
 namespace perturbed {
 namespace {
 
-// The default normals: special-function units. The exact ones are for tests.
-using FastNormals = NormalNoise<false>;
+// Normals on the special-function units; the exact ones, at twice the cost, are for tests.
+constexpr bool kExact = false;
 
-template <class Noise, int kSources, class T>
-void launch_dense_linear(const DenseLinearArgs& args, const DenseLinearPlan& plan,
-                         cudaStream_t stream) {
-  const dim3 grid(plan.grid_x, plan.grid_y, plan.grid_z);
-  dense_linear_kernel<Noise, kSources, T><<<grid, kLinearThreads, 0, stream>>>(args, plan);
-}
-
-template <class Noise, class T>
-void launch_dense_linear(const DenseLinearArgs& args, const DenseLinearPlan& plan,
-                         cudaStream_t stream) {
-  switch (plan.sources_per_pass) {
-    case 1:
-      return launch_dense_linear<Noise, 1, T>(args, plan, stream);
-    case 2:
-      return launch_dense_linear<Noise, 2, T>(args, plan, stream);
-    case 4:
-      return launch_dense_linear<Noise, 4, T>(args, plan, stream);
-    default:
-      if constexpr (!std::is_same_v<T, double>) {
-        return launch_dense_linear<Noise, 8, T>(args, plan, stream);
-      }
-  }
+// Starts a kernel on `stream`, for dense_launch.cuh.
+auto launcher(cudaStream_t stream) {
+  return [stream](auto kernel, GridShape grid, int threads, auto... args) {
+    kernel<<<dim3(grid.x, grid.y, grid.z), threads, 0, stream>>>(args...);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  };
 }
 
 void dense_linear_on_stream(const char* op, Tensor& y, const Tensor& x, const Tensor& key,
@@ -70,13 +55,7 @@ void dense_linear_on_stream(const char* op, Tensor& y, const Tensor& x, const Te
     args.bias = bias_stream >= 0;
     args.antithetic = antithetic;
     args.x_aligned = rows_aligned(args.x, sizeof(T), args.in, s.x_row_stride, s.x_token_stride);
-    const DenseLinearPlan plan = plan_dense_linear(args, rademacher, std::is_same_v<T, double>);
-    if (rademacher) {
-      launch_dense_linear<SignNoise, T>(args, plan, scope.stream());
-    } else {
-      launch_dense_linear<FastNormals, T>(args, plan, scope.stream());
-    }
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    launch_dense_linear<kExact, T>(args, rademacher, launcher(scope.stream()));
   });
 }
 
@@ -122,21 +101,7 @@ void dense_estimate__cuda(Tensor grad, Tensor weights, Tensor key, Tensor sigma,
       partial = torch::stable::new_empty(weights, shape);
       args.partial = partial.mutable_data_ptr();
     }
-    const dim3 grid(plan.grid_x, static_cast<unsigned>(plan.slices));
-    if (rademacher) {
-      dense_estimate_sign_kernel<T><<<grid, kSignEstimateTile, 0, scope.stream()>>>(args, plan);
-    } else {
-      dense_estimate_normal_kernel<false, T>
-          <<<grid, kEstimateTile, 0, scope.stream()>>>(args, plan);
-    }
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
-    if (plan.slices > 1) {
-      const unsigned blocks =
-          static_cast<unsigned>(ceil_div<int64_t>(args.rows * args.cols, kEstimateTile));
-      dense_estimate_reduce_kernel<T>
-          <<<blocks, kEstimateTile, 0, scope.stream()>>>(args, plan.slices);
-      STD_CUDA_KERNEL_LAUNCH_CHECK();
-    }
+    launch_dense_estimate<kExact, T>(args, plan, rademacher, launcher(scope.stream()));
   });
 }
 
@@ -159,14 +124,7 @@ Tensor dense_materialise_cuda(Tensor key, int64_t stream, int64_t first, int64_t
     args.cols = cols;
     args.counter = static_cast<uint32_t>(stream);
     args.aligned = rows_aligned(args.noise, sizeof(T), cols);
-    const dim3 grid(materialise_grid_x(args, rademacher), materialise_grid_y(args));
-    if (rademacher) {
-      dense_materialise_sign_kernel<T><<<grid, kMaterialiseThreads, 0, scope.stream()>>>(args);
-    } else {
-      dense_materialise_normal_kernel<false, T>
-          <<<grid, kMaterialiseThreads, 0, scope.stream()>>>(args);
-    }
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    launch_dense_materialise<kExact, T>(args, rademacher, launcher(scope.stream()));
     return noise;
   });
 }

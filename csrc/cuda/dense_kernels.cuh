@@ -1,10 +1,6 @@
-// Kernels of the dense family and their launch geometry, without torch. E_d is never stored: a
-// thread recomputes the counters of the block of E_d that it needs. docs/kernels.md has the
+// Kernels of the dense family, without torch. E_d is never stored: a thread recomputes the counters
+// of the block of E_d that it needs. dense_launch.cuh chooses the geometry; docs/kernels.md has the
 // analysis.
-//
-// Geometry is a function of shapes alone, never of the card, so results are the same bits on every
-// card; that of dense_linear does not look at the number of directions either, so a shard of the
-// population computes the same bits as the whole.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -16,6 +12,10 @@ namespace perturbed {
 constexpr int kLinearWarps = 8;
 constexpr int kLinearThreads = kLinearWarps * kWarpSize;
 constexpr int kQuad = 4;  // output rows of one lane: a sign block's rows, and 4 independent chains
+
+// Most sources that share one regeneration: what registers hold.
+template <class Noise, class T>
+constexpr int kMaxSources = std::is_same_v<T, double> ? 4 : Noise::kMaxSources;
 
 // One "source" is one vector x of a direction: (repeat or shared row, token).
 struct DenseLinearArgs {
@@ -36,12 +36,14 @@ struct DenseLinearPlan {
   int sources_per_pass;      // 1, 2, 4 or 8: how many sources share one regeneration of the noise
   int group;                 // lanes that share a quad of output rows and split its columns
   int direction_warps_log2;  // warps of a block that work on the same direction
-  unsigned grid_x, grid_y, grid_z;
 };
 
 template <bool kExact>
 struct NormalNoise {
   static constexpr int kCols = kNormalBlockCols;
+  static constexpr float kScale = 1.0f;  // what accumulate's sums are to be multiplied by
+  static constexpr bool kPinKeys = true;
+  static constexpr int kMaxSources = 8;
 
   PT_DEVICE static NormalBlock block(PhiloxWords words) {
     if constexpr (kExact) {
@@ -76,7 +78,6 @@ struct NormalNoise {
       }
     }
   }
-  static constexpr float kScale = 1.0f;  // what acc is to be multiplied by
 
   // Elements row .. row + 3 of a vector; row is a multiple of 4.
   PT_DEVICE static void vector_quad(float (&e)[kQuad], const PhiloxLaunch& launch,
@@ -90,6 +91,9 @@ struct NormalNoise {
 
 struct SignNoise {
   static constexpr int kCols = kSignBlockCols;
+  static constexpr float kScale = 2.0f;
+  static constexpr bool kPinKeys = false;  // one call serves 128 elements: sums need the registers
+  static constexpr int kMaxSources = 4;    // eight spill on sm_80 and would save a tenth
 
   // Four rows by 32 columns: one call. sum of +-x = 2 (sum of x at set bits - half the sum of x),
   // so an element costs one predicated add. The half is taken off block by block: partial sums then
@@ -138,7 +142,6 @@ struct SignNoise {
       for (int j = 0; j < kSources; ++j) acc[r * kSources + j] -= S(0.5) * total[j];
     }
   }
-  static constexpr float kScale = 2.0f;
 
   PT_DEVICE static void vector_quad(float (&e)[kQuad], const PhiloxLaunch& launch,
                                     PhiloxDirection direction, int64_t row) {
@@ -149,41 +152,13 @@ struct SignNoise {
   }
 };
 
-inline DenseLinearPlan plan_dense_linear(const DenseLinearArgs& a, bool rademacher,
-                                         bool double_sums) {
-  DenseLinearPlan plan;
-  const int64_t all_sources = a.sources * a.tokens;
-  plan.sources_per_pass = power_of_two_at_least(all_sources, double_sums ? 4 : 8);
-  const int64_t quads = ceil_div<int64_t>(a.out, kQuad);
-  if (rademacher) {
-    // At most four blocks of columns a lane, and no more quads in a warp than the matrix has.
-    plan.group = power_of_two_at_least(ceil_div<int64_t>(sign_blocks_per_row(a.in), 4), kWarpSize);
-    while (plan.group < kWarpSize && kWarpSize / plan.group > quads) plan.group *= 2;
-  } else {
-    plan.group = power_of_two_at_least(normal_blocks_per_row(a.in), kWarpSize);
-  }
-  // A lane is left with at most kQuad of the group's kQuad * sources_per_pass sums.
-  if (plan.group < plan.sources_per_pass) plan.group = plan.sources_per_pass;
-  const int64_t tiles = ceil_div<int64_t>(quads, kWarpSize / plan.group);
-  const int direction_warps = power_of_two_at_least(tiles, kLinearWarps);
-  plan.direction_warps_log2 = 0;
-  while (1 << plan.direction_warps_log2 < direction_warps) ++plan.direction_warps_log2;
-  const int64_t block_directions = kLinearWarps / direction_warps;
-  const int64_t y = ceil_div<int64_t>(a.directions, block_directions);
-  const int64_t z = ceil_div<int64_t>(all_sources, plan.sources_per_pass);
-  plan.grid_x = static_cast<unsigned>(ceil_div<int64_t>(tiles, direction_warps));
-  plan.grid_y = static_cast<unsigned>(y < kMaxGridY ? y : kMaxGridY);
-  plan.grid_z = static_cast<unsigned>(z < kMaxGridY ? z : kMaxGridY);
-  return plan;
-}
-
 // A warp works on one direction and kSources sources; each group of its lanes on four output rows,
 // whose column blocks the lanes of the group deal out. A thread draws its noise into registers,
 // uses it for all kSources and drops it. x is read through L1, where the warps of a block share it;
 // nothing else is read, and y is read and written once. Bound: Philox and Box-Muller (normal),
 // issue slots (signs).
 template <class Noise, int kSources, class T>
-__global__ void __launch_bounds__(kLinearThreads, kSources <= 2 ? 3 : 2)
+__global__ void __launch_bounds__(kLinearThreads, kSources * sizeof(sum_t<T>) <= 8 ? 3 : 2)
     dense_linear_kernel(DenseLinearArgs a, DenseLinearPlan plan) {
   using S = sum_t<T>;
   constexpr int kValues = kQuad * kSources;
@@ -192,7 +167,8 @@ __global__ void __launch_bounds__(kLinearThreads, kSources <= 2 ? 3 : 2)
   const NoiseKey noise = read_key(a.key);
   const PhiloxLaunch weight = philox_launch(a.weight_counter, noise.generation, noise.key);
   const PhiloxLaunch bias = philox_launch(a.bias_counter, noise.generation, noise.key);
-  const PhiloxSchedule keys = pinned_schedule(noise.key);
+  const PhiloxSchedule keys =
+      Noise::kPinKeys ? pinned_schedule(noise.key) : philox_schedule(noise.key);
   const S sigma = static_cast<S>(*a.sigma);
 
   const int direction_warps = 1 << plan.direction_warps_log2;
@@ -274,31 +250,11 @@ struct DenseEstimateArgs {
 struct DenseEstimatePlan {
   int64_t slice;   // directions of one slice
   int64_t slices;  // blockIdx.y
-  unsigned grid_x;
 };
 
 // Rows of a sign block that one thread sums: 128 registers of sums either way.
 template <class T>
 constexpr int kSignRows = std::is_same_v<T, double> ? 2 : 4;
-
-// Directions are cut into slices until the card is full (two waves of an H200 for normals, whose
-// threads are many and small; a quarter of one for signs, where 128 independent sums in a thread
-// hide latency), but a slice is long enough to pay for writing and reading its partial sums.
-inline DenseEstimatePlan plan_dense_estimate(const DenseEstimateArgs& a, bool rademacher,
-                                             bool double_sums) {
-  const int64_t threads = rademacher ? sign_blocks(a.rows, a.cols) * (double_sums ? 2 : 1)
-                                     : normal_blocks(a.rows, a.cols);
-  const int64_t wanted = ceil_div<int64_t>(int64_t{1} << (rademacher ? 15 : 19), threads);
-  const int64_t most = ceil_div<int64_t>(a.directions, rademacher ? 16 : 32);
-  int64_t slices = wanted < most ? wanted : most;
-  if (slices > kMaxGridY) slices = kMaxGridY;
-  DenseEstimatePlan plan;
-  plan.slice = ceil_div<int64_t>(a.directions, slices > 0 ? slices : 1);
-  plan.slices = a.directions > 0 ? ceil_div<int64_t>(a.directions, plan.slice) : 1;
-  plan.grid_x = static_cast<unsigned>(
-      ceil_div<int64_t>(threads, rademacher ? kSignEstimateTile : kEstimateTile));
-  return plan;
-}
 
 // What a block stages for each direction: its part of the Philox rounds, and its weight.
 template <class S>
@@ -448,7 +404,7 @@ __global__ void __launch_bounds__(kSignEstimateTile, std::is_same_v<T, double> ?
 // Adds the slices of one element in their order. One thread per element; bound: bytes of `partial`.
 template <class T>
 __global__ void __launch_bounds__(kEstimateTile)
-    dense_estimate_reduce_kernel(DenseEstimateArgs a, int64_t slices) {
+    dense_estimate_reduce_kernel(DenseEstimateArgs a, DenseEstimatePlan plan) {
   using S = sum_t<T>;
   const int64_t size = a.rows * a.cols;
   const int64_t at = static_cast<int64_t>(blockIdx.x) * kEstimateTile + threadIdx.x;
@@ -456,7 +412,7 @@ __global__ void __launch_bounds__(kEstimateTile)
   const S* partial = static_cast<const S*>(a.partial) + at;
   S sum = S(0);
 #pragma unroll 4
-  for (int64_t slice = 0; slice < slices; ++slice) sum += partial[slice * size];
+  for (int64_t slice = 0; slice < plan.slices; ++slice) sum += partial[slice * size];
   T* grad = static_cast<T*>(a.grad) + at;
   const S old = a.accumulate ? static_cast<S>(*grad) : S(0);
   *grad = static_cast<T>(fused_multiply_add(static_cast<S>(*a.sigma), sum, old));
@@ -469,19 +425,10 @@ constexpr int kMaterialiseThreads = 256;
 struct DenseMaterialiseArgs {
   void* noise;  // [count, rows, cols]
   const int64_t* key;
-  int64_t first, count, rows, cols;
+  int64_t first, count, rows, cols;  // directions `first` .. from the key's first one
   uint32_t counter;
   bool aligned;  // every row of noise may be written as Vector4
 };
-
-// Blocks of noise in x, directions in y (looping past the grid's limit).
-inline unsigned materialise_grid_x(const DenseMaterialiseArgs& a, bool rademacher) {
-  const int64_t blocks = rademacher ? sign_blocks(a.rows, a.cols) : normal_blocks(a.rows, a.cols);
-  return static_cast<unsigned>(ceil_div<int64_t>(blocks, kMaterialiseThreads));
-}
-inline unsigned materialise_grid_y(const DenseMaterialiseArgs& a) {
-  return static_cast<unsigned>(a.count < kMaxGridY ? a.count : kMaxGridY);
-}
 
 // One thread per normal block and direction. Bound: bytes written (16 a thread for float).
 template <bool kExact, class T>

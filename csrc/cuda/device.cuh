@@ -21,7 +21,12 @@ namespace perturbed {
 
 constexpr int kWarpSize = 32;
 constexpr unsigned kFullWarp = 0xffffffffu;
-constexpr int64_t kMaxGridY = 65535;  // of grid.y and grid.z; grid.x may reach 2^31 - 1
+// Blocks in grid.y and grid.z; grid.x may reach 2^31 - 1.
+#if defined(PERTURBED_MAX_GRID_YZ)
+constexpr int64_t kMaxGridYZ = PERTURBED_MAX_GRID_YZ;
+#else
+constexpr int64_t kMaxGridYZ = 65535;
+#endif
 
 // Sums are double for double tensors and float for the rest.
 template <class T>

@@ -1,0 +1,74 @@
+"""The CUDA kernels' own source, run thread by thread on the host (tests/emulation).
+
+Results, barriers, shuffles, bounds and independence of the order of threads are checked on every
+machine; what a GPU alone can show is in test_cuda.py. docs/gpu-status.md keeps the two apart.
+"""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+GROUPS = [
+    "emulator",
+    "materialise",
+    "linear-normal",
+    "linear-sign",
+    "estimate-normal",
+    "estimate-sign",
+]
+SANITIZERS = [
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=undefined",
+    "-fno-omit-frame-pointer",
+]
+
+
+def build(program: Path, *flags: str) -> Path:
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        pytest.skip(f"no C++ compiler {compiler!r}")
+    source = ROOT / "tests/emulation/dense_kernels.cpp"
+    # The flags of setup.py that noise depends on; -Werror because the kernels are built by nvcc,
+    # whose host compiler would not show these warnings.
+    command = [compiler, "-std=c++20", "-O1", "-g", "-ffp-contract=off", "-Wall", "-Wextra"]
+    command += ["-Werror", "-Wno-unknown-pragmas", *flags]
+    command += [f"-I{ROOT / 'csrc'}", str(source), "-o", str(program)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return program
+
+
+def run(program: Path, group: str) -> None:
+    done = subprocess.run([program, group], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{group}: " in done.stdout
+    assert ", 0 failures" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Path:
+    return build(tmp_path_factory.mktemp("emulation") / "dense_kernels")
+
+
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory) -> Path:
+    return build(tmp_path_factory.mktemp("emulation") / "dense_kernels", *SANITIZERS)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_kernels_match_plain_loops(plain, group):
+    run(plain, group)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", GROUPS)
+def test_kernels_are_clean_under_the_sanitizers(sanitized, group):
+    run(sanitized, group)
+
+
+def test_a_wrong_group_is_an_error(plain):
+    assert subprocess.run([plain, "nonsense"], capture_output=True).returncode == 2
