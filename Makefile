@@ -45,7 +45,7 @@ endif
 
 # The stamp's name holds what a rebuild depends on beside the sources; ninja then compiles only the
 # files that changed. FORCE: the stamp is worth nothing if the module it speaks of is gone.
-CSRC := $(shell find csrc -type f -name '*.[ch]*' -o -type f -name '*.cu*')
+CSRC := $(shell find csrc -type f)
 FLAVOUR := cuda=$(or $(PERTURBED_CUDA),auto)-debug=$(or $(DEBUG),0)-$(subst /,_,$(PY))
 EXTENSION := build/.extension-$(FLAVOUR)
 FORCE := $(if $(wildcard perturbed/_C*.so),,FORCE)
@@ -80,26 +80,8 @@ test-all: $(EXTENSION) ## tests with the slow ones; CUDA ones where there is a G
 test-cuda: $(EXTENSION) ## the CUDA tests alone, on a machine with a GPU
 	$(PY) -m pytest -q -m cuda $(ARGS)
 
-# Compiles every .cu as setup.py would, for the oldest, the commonest and the newest supported chip;
-# a register spill is an error; V=1 prints registers. Neither a GPU nor a CUDA build of torch is needed.
-NVCC ?= $(firstword $(wildcard $(CUDA_HOME)/bin/nvcc) $(shell command -v nvcc) $(CUDA_HOME)/bin/nvcc)
-CUDA_SOURCES := $(wildcard csrc/cuda/*.cu)
-CUDA_OBJECTS := $(CUDA_SOURCES:csrc/cuda/%.cu=build/check-cuda/%.o)
-NVCCFLAGS := -std=c++20 -O3 -Icsrc --expt-relaxed-constexpr --compiler-options -fPIC \
-  -DUSE_CUDA -DTORCH_TARGET_VERSION=0x020b000000000000 \
-  -D__CUDA_NO_HALF_OPERATORS__ -D__CUDA_NO_HALF_CONVERSIONS__ \
-  -D__CUDA_NO_BFLOAT16_CONVERSIONS__ -D__CUDA_NO_HALF2_OPERATORS__ \
-  $(foreach arch,80 90 120,-gencode arch=compute_$(arch),code=sm_$(arch)) \
-  -Xptxas -warn-spills,-Werror $(if $(V),-Xptxas -v)
-
-build/check-cuda/%.o: csrc/cuda/%.cu $(CSRC) Makefile $(ENVIRONMENT)
-	@mkdir -p $(@D)
-	$(NVCC) $(NVCCFLAGS) $$($(PY) -c 'from torch.utils.cpp_extension import include_paths as p; \
-	  print(*("-isystem " + path for path in p()))') -c $< -o $@
-
-check-cuda: $(CUDA_OBJECTS) ## compile every .cu for sm_80, sm_90, sm_120; needs no GPU
-	@test -n "$(CUDA_OBJECTS)" || { echo "check-cuda: no csrc/cuda/*.cu" >&2; exit 1; }
-	@echo "check-cuda: $(words $(CUDA_OBJECTS)) file(s) compile for sm_80, sm_90, sm_120 without spills"
+check-cuda: $(ENVIRONMENT) ## compile every .cu for sm_80, sm_90, sm_120; needs no GPU
+	PYTHON=$(PY) tests/check_cuda.sh
 
 # `===` matches the version's text, so that pip takes the index's CUDA build and no `+cpu` one. The
 # tree is copied because an extension built in place here would replace the one of .venv.
