@@ -26,9 +26,9 @@ endif
 
 # torch goes first and alone: whatever is built from source afterwards sees the pinned one.
 $(VENV)/.requirements: requirements.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else \
-	  f"requirements.txt needs Python 3.11 or newer, $(PYTHON) is {v[0]}.{v[1]}; " \
-	  "name another: make PYTHON=python3.12 ...")'
+	@test -x $(VENV)/bin/python || $(PYTHON) -c 'import sys; v = sys.version_info; \
+	  sys.exit(None if v >= (3, 11) else f"requirements.txt needs Python 3.11 or newer, \
+	$(PYTHON) is {v[0]}.{v[1]}; name another: make PYTHON=python3.12 ...")'
 	@echo "Preparing $(VENV): torch and the pinned packages, which takes minutes the first time"
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet "$$(grep '^torch==' requirements.txt)"
