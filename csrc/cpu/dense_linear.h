@@ -1,0 +1,213 @@
+// Forward pass of the dense family: y += s sigma (E_d x + e_d).
+//
+// A task covers a chunk of rows of E_d and a tile of directions. It prepares the chunk's blocks
+// once (noise/philox.h), then draws them for one direction after the other and multiplies them with
+// that direction's rows of x: in registers if the rows of x are few, from a first-level buffer
+// otherwise.
+#pragma once
+
+#include <algorithm>
+
+#include "bind/dispatch.h"
+#include "cpu/packed_rows.h"
+#include "noise/signs.h"
+
+namespace perturbed {
+
+constexpr int64_t kChunkBlocks = 512;   // blocks drawn at once: 8 KiB of normals or of sign bits
+constexpr int64_t kDirectionTile = 64;  // directions that share one preparation of their blocks
+
+// What one task of the forward pass works with.
+template <class T>
+struct Forward {
+  using A = accumulator_t<T>;
+  const DenseLinearSizes& s;
+  const CpuKernels& k;
+  const TensorNoise& noise;
+  const PackedRows<A>& x;
+  T* y;
+  A sigma;
+
+  // y[.., o] += s_r sigma value(source * tokens + t) for every row of direction d.
+  template <class Value>
+  void add(int64_t d, int64_t o, Value value) const {
+    for (int64_t r = 0; r < s.repeats; ++r) {
+      const A scale = s.antithetic && r >= s.repeats / 2 ? -sigma : sigma;
+      T* out = y + (r * s.directions + d) * s.tokens * s.out + o;
+      for (int64_t t = 0; t < s.tokens; ++t) {
+        out[t * s.out] = static_cast<T>(static_cast<A>(out[t * s.out]) +
+                                        scale * value(r % s.sources * s.tokens + t));
+      }
+    }
+  }
+
+  int64_t x_row(int64_t source, int64_t d) const {
+    return s.shared ? source : source * s.directions + d;
+  }
+
+  // Calls product(x rows, stride, number of rows, index of the first) for every row of direction d.
+  template <class Product>
+  void each_row(int64_t d, Product product) const {
+    const A* rows = x.data + x_row(0, d) * x.row_stride;
+    const int64_t stride = x.row_stride * (s.shared ? 1 : s.directions);
+    if (s.tokens == 1) {
+      product(rows, stride, s.sources, int64_t{0});
+    } else {
+      for (int64_t j = 0; j < s.sources; ++j) {
+        product(rows + j * stride, x.token_stride, s.tokens, j * s.tokens);
+      }
+    }
+  }
+
+  // Few rows of x and no great padding: the noise never leaves the registers.
+  static bool draws_in_registers(const DenseLinearSizes& s) {
+    const int64_t width = round_up(s.in, kBatchBlocks * kNormalBlockCols);
+    return std::is_same_v<A, float> && s.sources * s.tokens <= 4 && width * 8 <= s.in * 9;
+  }
+
+  // Row `row` of E_d for the directions [d, d_end), drawn in registers.
+  void register_task(int64_t row, int64_t d, int64_t d_end,
+                     std::vector<PreparedBatch>& prepared) const {
+    if constexpr (std::is_same_v<A, float>) {
+      const int64_t batches = x.width / (kBatchBlocks * kNormalBlockCols);
+      const int64_t first_block = row * normal_blocks_per_row(s.in);
+      float products[4];
+      k.prepare_linear(noise.launch, static_cast<uint32_t>(first_block), batches, prepared.data());
+      for (; d < d_end; ++d) {
+        const PhiloxDirection direction = noise.directions[d];
+        each_row(d, [&](const float* rows, int64_t stride, int64_t count, int64_t first) {
+          k.normal_dot(noise.launch, prepared.data(), batches, direction, rows, stride, count,
+                       products + first);
+        });
+        add(d, row, [&](int64_t i) { return products[i]; });
+      }
+    }
+  }
+
+  // Rows [row, row_end) of E_d for the directions [d, d_end), drawn into a buffer.
+  void normal_task(int64_t row, int64_t row_end, int64_t d, int64_t d_end,
+                   std::vector<PreparedBatch>& prepared, std::vector<float>& drawn,
+                   std::vector<A>& products) const {
+    const int64_t per_row = normal_blocks_per_row(s.in);
+    const int64_t batches = ceil_div((row_end - row) * per_row, kBatchBlocks);
+    k.prepare_normal(noise.launch, static_cast<uint32_t>(row * per_row), batches, prepared.data());
+    for (; d < d_end; ++d) {
+      k.normals(noise.launch, prepared.data(), batches, noise.directions[d], drawn.data());
+      for (int64_t o = row; o < row_end; ++o) {
+        const float* e = drawn.data() + (o - row) * per_row * kNormalBlockCols;
+        each_row(d, [&](const A* rows, int64_t stride, int64_t count, int64_t first) {
+          if constexpr (std::is_same_v<A, double>) {
+            k.dot_double(e, rows, stride, count, x.width, products.data() + first);
+          } else {
+            k.dot(e, rows, stride, count, x.width, products.data() + first);
+          }
+        });
+        add(d, o, [&](int64_t i) { return products[i]; });
+      }
+    }
+  }
+
+  // Block rows (4 rows each) [row, row_end) of E_d for the directions [d, d_end).
+  void sign_task(int64_t row, int64_t row_end, int64_t d, int64_t d_end,
+                 std::vector<PreparedBatch>& prepared, std::vector<uint32_t>& drawn,
+                 std::vector<A>& products) const {
+    const int64_t per_row = sign_blocks_per_row(s.in);
+    const int64_t batches = ceil_div((row_end - row) * per_row, kBatchBlocks);
+    const int64_t stride_bits = batches * kBatchBlocks;
+    k.prepare_linear(noise.launch, static_cast<uint32_t>(row * per_row), batches, prepared.data());
+    for (; d < d_end; ++d) {
+      k.sign_bits(noise.launch, prepared.data(), batches, noise.directions[d], stride_bits,
+                  drawn.data());
+      for (int64_t q = row; q < row_end; ++q) {
+        const uint32_t* bits = drawn.data() + (q - row) * per_row;
+        each_row(d, [&](const A* rows, int64_t stride, int64_t count, int64_t first) {
+          A* out = products.data() + 4 * first;
+          if constexpr (std::is_same_v<A, double>) {
+            k.bit_sum_double(bits, stride_bits, rows, stride, count, per_row * 32, out);
+          } else {
+            k.bit_sum(bits, stride_bits, rows, stride, count, per_row * 32, out);
+          }
+        });
+        const int64_t rows_here = std::min<int64_t>(4, s.out - 4 * q);
+        for (int64_t j = 0; j < rows_here; ++j) {
+          add(d, 4 * q + j, [&](int64_t i) {
+            const int64_t row_of_x = x_row(i / s.tokens, d) * s.tokens + i % s.tokens;
+            return 2 * products[4 * i + j] - x.sums[row_of_x];
+          });
+        }
+      }
+    }
+  }
+
+  void run(bool rademacher) const {
+    const bool in_registers = !rademacher && draws_in_registers(s);
+    const int64_t per_row = rademacher ? sign_blocks_per_row(s.in) : normal_blocks_per_row(s.in);
+    const int64_t rows = rademacher ? ceil_div<int64_t>(s.out, kSignBlockRows) : s.out;
+    const int64_t chunk = in_registers ? 1 : std::clamp<int64_t>(kChunkBlocks / per_row, 1, rows);
+    const int64_t chunks = ceil_div(rows, chunk), tiles = ceil_div(s.directions, kDirectionTile);
+    const int64_t batches = ceil_div(chunk * per_row, kBatchBlocks);
+    const int64_t drawn = in_registers ? 0 : batches * kBatchBlocks * 4;
+    torch::stable::parallel_for(0, chunks * tiles, 1, [&](int64_t begin, int64_t end) {
+      std::vector<PreparedBatch> prepared(batches);
+      std::vector<float> normals(rademacher ? 0 : drawn + kRowPadding);
+      std::vector<uint32_t> bits(rademacher ? drawn : 0);
+      std::vector<A> products(s.sources * s.tokens * (rademacher ? 4 : 1));
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t row = task / tiles * chunk, d = task % tiles * kDirectionTile;
+        const int64_t row_end = std::min(row + chunk, rows);
+        const int64_t d_end = std::min(d + kDirectionTile, s.directions);
+        if (rademacher) {
+          sign_task(row, row_end, d, d_end, prepared, bits, products);
+        } else if (in_registers) {
+          register_task(row, d, d_end, prepared);
+        } else {
+          normal_task(row, row_end, d, d_end, prepared, normals, products);
+        }
+      }
+    });
+  }
+};
+
+// Draws the vector `noise` of length `count` for direction d into `out` (room for whole batches).
+inline void draw_vector(const CpuKernels& k, const TensorNoise& noise, int64_t d, int64_t count,
+                        bool rademacher, const std::vector<PreparedBatch>& prepared,
+                        std::vector<uint32_t>& bits, std::vector<float>& out) {
+  const int64_t batches = static_cast<int64_t>(prepared.size());
+  if (!rademacher) {
+    k.normals(noise.launch, prepared.data(), batches, noise.directions[d], out.data());
+    return;
+  }
+  k.sign_bits(noise.launch, prepared.data(), batches, noise.directions[d], batches * kBatchBlocks,
+              bits.data());
+  for (int64_t i = 0; i < count; ++i) out[i] = sign_from_bit(bits[i / 32], i % 32);
+}
+
+template <class T>
+void add_bias_noise(T* y, const DenseLinearSizes& s, const TensorNoise& noise,
+                    accumulator_t<T> sigma, bool rademacher) {
+  using A = accumulator_t<T>;
+  const CpuKernels& k = kernels();
+  const int64_t blocks = rademacher ? sign_blocks(1, s.out) : normal_blocks(1, s.out);
+  const int64_t batches = ceil_div(blocks, kBatchBlocks);
+  std::vector<PreparedBatch> prepared(batches);
+  (rademacher ? k.prepare_linear : k.prepare_normal)(noise.launch, 0, batches, prepared.data());
+  const int64_t grain = ceil_div<int64_t>(1 << 14, s.repeats * s.tokens * s.out);
+  torch::stable::parallel_for(0, s.directions, grain, [&](int64_t begin, int64_t end) {
+    std::vector<uint32_t> bits(rademacher ? batches * kBatchBlocks * 4 : 0);
+    std::vector<float> e(std::max(batches * kBatchBlocks * 4, s.out));
+    for (int64_t d = begin; d < end; ++d) {
+      draw_vector(k, noise, d, s.out, rademacher, prepared, bits, e);
+      for (int64_t r = 0; r < s.repeats; ++r) {
+        const A scale = s.antithetic && r >= s.repeats / 2 ? -sigma : sigma;
+        for (int64_t t = 0; t < s.tokens; ++t) {
+          T* out = y + ((r * s.directions + d) * s.tokens + t) * s.out;
+          for (int64_t o = 0; o < s.out; ++o) {
+            out[o] = static_cast<T>(static_cast<A>(out[o]) + scale * static_cast<A>(e[o]));
+          }
+        }
+      }
+    }
+  });
+}
+
+}  // namespace perturbed
