@@ -19,11 +19,13 @@ from . import _ops  # registers fake kernels and derivatives before the first ca
 from .model import PerturbedModel
 from .nn import PerturbedLinear, convert, revert
 from .noise import Dense
+from .optim import NES
 from .replicate import Replicated
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "NES",
     "Dense",
     "PerturbedLinear",
     "PerturbedModel",
