@@ -28,8 +28,8 @@ def dense_linear_(
 ) -> None:
     """Add dense noise to the output ``y`` of a Linear, in place.
 
-    ``y[b, t] += s_b sigma (E_d x[b, t] + e_d)`` with direction ``d = b % D`` and, if antithetic, sign
-    ``s_b = -1`` for the second half of the repeats.
+    ``y[b, t] += s_b sigma (E_d x[b, t] + e_d)`` with direction ``d = b % D`` and, if antithetic,
+    sign ``s_b = -1`` for the second half of the repeats.
 
     Args:
         y: (B, T, out) contiguous.
@@ -94,7 +94,10 @@ def dense_materialise(
     rademacher: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Return E_d, without sigma, of directions ``first .. first + count - 1``: (count, rows, cols)."""
+    """Return E_d without sigma, (count, rows, cols).
+
+    The directions are ``first .. first + count - 1``, counted from the key's own first one.
+    """
     return _ops.dense_materialise.default(key, stream, first, count, rows, cols, rademacher, dtype)
 
 

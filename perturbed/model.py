@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,31 +14,41 @@ from torch import Tensor, nn
 
 from .nn.base import PerturbedLayer
 from .nn.convert import revert
-from .noise.state import NoiseState, check_seed, check_sigma
-from .replicate import Replicated
+from .nn.fused import without_fused_layers
+from .noise.state import NoiseState, as_int, check_seed
+from .replicate import Replicated, replicate_rows
 
 
 class PerturbedModel(nn.Module):
     """Evaluate a population of perturbed copies of ``model`` in one forward.
 
-    ``pm(x)`` and ``pm.any_method(x)`` run the base model with noise; ``model(x)`` stays unperturbed.
-    Rows of the batch map to members as ``docs/conventions.md`` says: row b has direction ``b % D`` and
-    repeat ``b // D``, and the second half of the repeats is negated if the sampling is antithetic.
+    ``pm(x)`` and ``pm.any_method(x)`` run the base model with noise; ``model(x)`` stays
+    unperturbed. Rows of the batch map to members as ``docs/conventions.md`` says: row b has
+    direction ``b % D`` and repeat ``b // D``, and the second half of the repeats is negated if the
+    sampling is antithetic.
 
-    The wrapper owns the draw (seed, generation, sigma), not the noise, which is drawn again wherever it
-    is needed; the global random state is never read or written. After NESgpu's class of the same name
-    (Amand, 2020).
+    The wrapper owns the draw (seed, generation, sigma), not the noise, which is drawn again
+    wherever it is needed; the global random state is never read or written. Where a name exists
+    here and on the base model, this class wins; ``pm.model`` is the base model. After NESgpu's
+    class of the same name (Amand, 2020).
+
+    Every ``set_noise`` looks at the model anew: parameters with ``requires_grad=False`` are not
+    perturbed and get no gradient, and a parameter that several layers share is perturbed once,
+    alike in all.
 
     Args:
-        model: a module with perturbed layers (see :func:`perturbed.convert`).
-        directions: D, the same for all of its layers.
-        antithetic: None (default) pairs members where the number of repeats R is even and refuses an
+        model: a module with perturbed layers (see :func:`perturbed.convert`). They leave the
+            PerturbedModel they belong to, which then refuses to work.
+        directions: D, the same for all of its layers. antithetic: None (default) pairs members
+        where the number of repeats R is even and refuses an
             odd R > 1; True and False force it.
         sigma: noise scale, the standard deviation of every element of E_d.
         seed: of the noise; None takes one from the operating system.
 
     Raises:
-        ValueError: no perturbed layer, layers with other directions, sigma negative or not finite.
+        ValueError: no perturbed layer or none with a parameter to perturb, layers with other
+        directions,
+            a parameter shared by layers of different noise, sigma negative or not finite.
         TypeError: arguments of another type.
 
     Example:
@@ -66,31 +77,50 @@ class PerturbedModel(nn.Module):
         super().__init__()
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+        if any(isinstance(m, PerturbedModel) for m in model.modules()):
+            raise ValueError("model must not contain a PerturbedModel; pass its .model")
         self.state = NoiseState(directions, antithetic, sigma, seed)
         self.model = model
-        layers = [(n, m) for n, m in model.named_modules() if isinstance(m, PerturbedLayer)]
+        self._attach()
+
+    def _attach(self) -> None:
+        """Give every layer its place in the draw; a tied parameter has the stream of its first."""
+        layers = [(n, m) for n, m in self.model.named_modules() if isinstance(m, PerturbedLayer)]
         if not layers:
             raise ValueError(
                 "model has no perturbed layers; make them with perturbed.convert(model, directions)"
             )
-        for name, layer in layers:
-            if layer.directions != directions:
+        owner: dict[int, tuple[int, PerturbedLayer]] = {}
+        places = []
+        for layer_id, (name, layer) in enumerate(layers):
+            name = name or type(layer).__name__
+            if layer.directions != self.directions:
                 raise ValueError(
-                    f"directions must match the layers': got {directions}, layer "
-                    f"{name or type(layer).__name__!r} has {layer.directions}"
+                    f"directions must match the layers': got {self.directions}, layer {name!r} has "
+                    f"{layer.directions}"
                 )
-        self._attach()
-
-    def _attach(self) -> None:
-        """Give every layer its place in the draw; a tied parameter keeps the stream of its first use."""
-        owner: dict[int, int] = {}
-        for layer_id, layer in enumerate(self.layers()):
             ids: list[int | None] = []
-            for parameter in (layer.weight, layer.bias):
+            for key in ("weight", "bias"):
+                if key not in layer._parameters:
+                    raise ValueError(f"{name}.{key} must be a Parameter, but something computes it")
+                parameter = layer._parameters[key]
                 if parameter is None or not parameter.requires_grad:
                     ids.append(None)
-                else:
-                    ids.append(owner.setdefault(id(parameter), layer_id))
+                    continue
+                first_id, first = owner.setdefault(id(parameter), (layer_id, layer))
+                if first.noise != layer.noise:
+                    raise ValueError(
+                        f"{name}.{key} is shared with a layer of other noise: {layer.noise} and "
+                        f"{first.noise}"
+                    )
+                ids.append(first_id)
+            places.append((layer, ids))
+        if not owner:
+            raise ValueError(
+                "model has nothing to perturb: all parameters of its perturbed layers are frozen "
+                "(requires_grad=False)"
+            )
+        for layer, ids in places:
             layer.attach(self.state, *ids)
 
     def layers(self) -> Iterator[PerturbedLayer]:
@@ -101,30 +131,48 @@ class PerturbedModel(nn.Module):
 
     @contextmanager
     def perturbed(self) -> Iterator[None]:
-        """Switch the noise on for a block; off again after it, whatever happens in it."""
+        """Switch the noise on for a block; off again after it, whatever happens in it.
+
+        In the block any call of the base model or of a part of it sees noise. Unlike ``pm(x)`` it
+        does not know the batch, and so cannot refuse a model that folds other dimensions into the
+        rows.
+        """
+        self._check_owner()
+        if not self.state.has_tensors:  # after free_memory and unpickling
+            self._make_tensors()
         before = self.state.active
         self.state.active = True
         try:
-            yield
+            with without_fused_layers():
+                yield
         finally:
             self.state.active = before
 
-    def _run(self, function, *args: Any, **kwargs: Any) -> Any:
-        """Call ``function`` with noise, holding its layers to one number of rows."""
+    def _run(self, function: Callable, *args: Any, **kwargs: Any) -> Any:
+        """Call ``function`` with noise, holding its layers to the rows of its arguments."""
         state = self.state
         before = state.rows
-        rows = [
-            a.shape[0] for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim() > 0
-        ]
-        state.rows = rows[0] if rows else None
+        leaves = torch.utils._pytree.tree_leaves((args, kwargs))
+        state.rows = tuple(a.shape[0] for a in leaves if isinstance(a, Tensor) and a.dim() > 0)
         try:
             with self.perturbed():
-                return function(*args, **kwargs)
+                result = function(*args, **kwargs)
         finally:
             state.rows = before
+        if inspect.isgenerator(result) or inspect.iscoroutine(result):
+            result.close()
+            raise TypeError(
+                f"{getattr(function, '__name__', function)} returns a {type(result).__name__}, "
+                "whose body would run after the noise is off; run it in `with pm.perturbed():`"
+            )
+        return result
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the base model with noise; every row sees its own member."""
+        """Call the base model with noise; every row sees its own member.
+
+        The rows of every layer must be those of an argument (of the first layer, if no argument
+        holds a tensor): a model that folds other dimensions into the rows is refused.
+        """
         return self._run(self.model, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -135,7 +183,7 @@ class PerturbedModel(nn.Module):
             if name.startswith("__") or "_modules" not in self.__dict__:
                 raise
         value = getattr(super().__getattr__("model"), name)
-        if not callable(value) or isinstance(value, nn.Module):
+        if not callable(value) or isinstance(value, (nn.Module, type)):
             return value
         return functools.wraps(value)(functools.partial(self._run, value))
 
@@ -157,29 +205,29 @@ class PerturbedModel(nn.Module):
         return self.state.seed
 
     def set_noise(self, sigma: float | None = None) -> None:
-        """Draw fresh noise: move on to the next generation, with a new ``sigma`` if one is given."""
+        """Draw fresh noise: move on to the next generation, with a new ``sigma`` if given."""
+        self._check_owner()
+        self._attach()
         self.state.next_generation(sigma)
-        self._publish()
+        self._make_tensors()
 
     def set_seed(self, seed: int | None = None) -> None:
-        """Start the sequence of draws of ``seed``; the next ``set_noise`` is its first."""
-        self.state.seed = check_seed(seed)
-        self.state.generation = -1
-        self._publish()
+        """Start the sequence of draws of ``seed``; the next ``set_noise`` is its first.
+
+        None takes a seed from the operating system.
+        """
+        self.state.move(check_seed(seed), -1, self.sigma)
 
     def set_noise_scale(self, sigma: float) -> None:
         """Change the scale of the current draw; its random numbers stay."""
-        self.state.sigma = check_sigma(sigma)
-        self._publish()
-
-    def _publish(self) -> None:
-        """Bring the draw's tensors on every device of the model up to date."""
-        for device in {p.device for p, _ in self._perturbed().values()}:
-            self.state.tensors(device)
-        self.state.publish()
+        self.state.move(self.seed, self.state.generation, sigma)
 
     def allocate_memory(self) -> None:
-        """Hold now what ``storage="stored"`` families hold; they would do so at their first use."""
+        """Hold now what ``storage="stored"`` families hold; they would do so at their first use.
+
+        A forward under ``torch.compile`` does not count as a use: call this after ``set_noise``
+        then.
+        """
         self._need_noise("allocate_memory")
         for layer in self.layers():
             assert layer.site is not None
@@ -187,13 +235,29 @@ class PerturbedModel(nn.Module):
 
     def free_memory(self) -> None:
         """Drop all noise and tensors that the draw holds; the next forward makes them again."""
-        for layer in self.layers():
-            if layer.site is not None:
-                layer.site.held = None
-        self.state.drop_tensors()
+        self.state.drop_memory()
+
+    def _make_tensors(self) -> None:
+        """Have the draw's tensors on every device of the model, ahead of a traced forward."""
+        for device in {p.device for p, _ in self._perturbed().values()}:
+            self.state.tensors(device)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> PerturbedModel:
+        """Follow a move to another device or dtype; held noise is drawn again there."""
+        super()._apply(fn, recurse)
+        self.state.drop_memory()
+        self._make_tensors()
+        return self
+
+    def _check_owner(self) -> None:
+        if self.state.released:
+            raise RuntimeError(
+                "the layers of this PerturbedModel were reverted or serve a newer PerturbedModel"
+            )
 
     def _need_noise(self, what: str) -> None:
-        if self.state.generation < 0:
+        self._check_owner()
+        if not self.state.drawn:
             raise RuntimeError(f"{what}: no noise has been drawn yet; call set_noise() first")
 
     # ---- the estimate --------------------------------------------------------------------------
@@ -210,8 +274,8 @@ class PerturbedModel(nn.Module):
     def set_grad(self, weights: Tensor, accumulate: bool = False) -> None:
         """Set ``.grad`` of every perturbed parameter to ``sum_d weights[d] E_d``.
 
-        E_d includes sigma; nothing is divided by D or sigma. With weights of a loss, gradient descent
-        descends; with antithetic sampling pass the folded pair ``loss_plus - loss_minus``.
+        E_d includes sigma; nothing is divided by D or sigma. With weights of a loss, gradient
+        descent descends; with antithetic sampling pass the folded pair ``loss_plus - loss_minus``.
 
         Args:
             weights: (D,) floating point, on the parameters' device.
@@ -234,7 +298,8 @@ class PerturbedModel(nn.Module):
         for parameter, _ in perturbed.values():
             if parameter.device != weights.device:
                 raise ValueError(
-                    f"weights must be on the parameters' device {parameter.device}, got {weights.device}"
+                    f"weights must be on the parameters' device {parameter.device}, got "
+                    f"{weights.device}"
                 )
         for parameter, (layer, name) in perturbed.values():
             wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
@@ -258,21 +323,37 @@ class PerturbedModel(nn.Module):
         The result is a :class:`perturbed.Replicated`: the first perturbed layer computes the
         unperturbed product once for the n rows and each direction once for both signs.
         """
-        if not isinstance(x, Tensor) or x.dim() == 0:
-            raise TypeError(f"x must be a tensor of shape (n, ...), got {x!r}")
-        rows = Replicated(x.detach(), self.signs, self.directions)
-        return rows.full() if x.requires_grad else rows
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a tensor of shape (n, ...), got {type(x).__name__}")
+        if x.dim() == 0:
+            raise ValueError("x must have shape (n, ...), got a tensor without dimensions")
+        if isinstance(x, Replicated):
+            x = x.full()
+        if x.requires_grad and torch.is_grad_enabled():
+            return replicate_rows(x, self.signs, self.directions)
+        return Replicated(x.detach(), self.signs, self.directions)
 
     def member_mean(self, values: Tensor) -> Tensor:
         """Average what belongs to a member: (B, ...) row values -> (S, D) member values.
 
-        S is 2 if the batch's repeats form antithetic pairs, else 1.
+        S is 2 if the batch's repeats form antithetic pairs, else 1. Counts and booleans are
+        averaged as floating-point numbers.
+
+        Raises:
+            TypeError: values that are no tensor.
+            ValueError: rows that are no multiple of D, an odd R > 1 with antithetic sampling.
         """
-        if not isinstance(values, Tensor) or values.dim() == 0:
-            raise TypeError(f"values must be a tensor with one entry per row, got {values!r}")
+        if not isinstance(values, Tensor):
+            raise TypeError(
+                f"values must be a tensor with one entry per row, got {type(values).__name__}"
+            )
+        if values.dim() == 0:
+            raise ValueError("values must have one entry per row, got a tensor without dimensions")
+        if not values.is_floating_point():
+            values = values.to(torch.get_default_dtype())
         repeats = self.state.repeats(values.shape[0])
         signs = 2 if self.state.is_antithetic(repeats) else 1
-        per_row = values.reshape(values.shape[0], -1).mean(1) if values.dim() > 1 else values
+        per_row = values.flatten(1).mean(1) if values.dim() > 1 else values
         return per_row.reshape(signs, repeats // signs, self.directions).mean(1)
 
     @torch.no_grad()
@@ -281,12 +362,14 @@ class PerturbedModel(nn.Module):
 
         Raises:
             ValueError: a direction outside 0 .. D - 1, or a sign other than 1 and -1.
+            TypeError: a direction that is no integer.
             RuntimeError: before the first ``set_noise``.
         """
+        d = as_int("d", d)
         if not 0 <= d < self.directions:
             raise ValueError(f"d must be between 0 and {self.directions - 1}, got {d}")
         if sign not in (1, -1):
-            raise ValueError(f"sign must be 1 or -1, got {sign}")
+            raise ValueError(f"sign must be 1 or -1, got {sign!r}")
         self._need_noise("member")
         plain = copy.deepcopy(self.model)
         copies = dict(zip(map(id, self.model.parameters()), plain.parameters(), strict=True))
@@ -296,7 +379,7 @@ class PerturbedModel(nn.Module):
         return revert(plain)
 
     def summary(self) -> str:
-        """Return a table of the layers: family, parameters, noise held; and what is not perturbed."""
+        """Return a table of layers with noise and bytes held, and of what is not perturbed."""
         rows = [("layer", "noise", "parameters", "noise bytes held")]
         perturbed: set[int] = set()
         for name, layer in self.model.named_modules():
@@ -324,13 +407,10 @@ class PerturbedModel(nn.Module):
     # ---- saving --------------------------------------------------------------------------------
 
     def get_extra_state(self) -> dict:
-        """Part of ``state_dict``: the draw, so that a loaded model continues with the same noise."""
+        """Part of ``state_dict``: the draw, so that a loaded model continues with its noise."""
         s = self.state
         return {"seed": s.seed, "generation": s.generation, "sigma": s.sigma}
 
     def set_extra_state(self, state: dict) -> None:
         """Restore :meth:`get_extra_state`."""
-        self.state.seed = check_seed(state["seed"])
-        self.state.generation = int(state["generation"])
-        self.state.sigma = check_sigma(state["sigma"])
-        self._publish()
+        self.state.move(state["seed"], state["generation"], state["sigma"])

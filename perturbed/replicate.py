@@ -23,13 +23,13 @@ _RESHAPES = {_aten.view.default, _aten._unsafe_view.default, _aten.reshape.defau
 
 
 class Replicated(Tensor):
-    """``(n, ...)`` rows shown to every member: a tensor of shape ``(S * n * D, ...)`` held as its source.
+    """Rows that every member sees: ``(n, ...)`` held, ``(S * n * D, ...)`` to the outside.
 
-    Row ``b`` is ``source[b // D % n]``, the row order of a batch with ``R = S * n`` repeats. A perturbed
-    layer that receives one computes the unperturbed product once for the n rows instead of once per
-    member, and draws each direction once for both signs. Row-wise operations (views that keep the first
-    dimension, casts, pointwise functions, arithmetic with numbers) keep the short form; anything
-    else sees the full tensor.
+    Row ``b`` is ``source[b // D % n]``, the row order of a batch with ``R = S * n`` repeats. A
+    perturbed layer that receives one computes the unperturbed product once for the n rows instead
+    of once per member, and draws each direction once for both signs. Row-wise operations (views
+    that keep the first dimension, casts, pointwise functions, arithmetic with numbers) keep the
+    short form; anything else sees the full tensor.
 
     ``pm.replicate(x)`` makes one.
 
@@ -57,7 +57,7 @@ class Replicated(Tensor):
         """Return the plain tensor with all its rows."""
         return replicate_rows(self.source, self.copies, self.directions)
 
-    def __repr__(self, *, tensor_contents=None) -> str:
+    def __repr__(self, *, tensor_contents=None) -> str:  # type: ignore[override]
         """Name the source and the factors."""
         return f"Replicated(S={self.copies}, D={self.directions}, source={self.source!r})"
 
@@ -79,9 +79,14 @@ class Replicated(Tensor):
         return Replicated(inner["source"], *context)
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[override]
         """Keep row-wise operations short, run all others on the full rows."""
         kwargs = kwargs or {}
+        if func._schema.is_mutable and any(isinstance(a, Replicated) for a in args):
+            # The rows share one source, as those of an expanded tensor do, which torch refuses too.
+            raise RuntimeError(
+                f"{func} writes in place into replicated rows; use x.full() for rows of their own"
+            )
         first = args[0] if args else None
         if isinstance(first, Replicated):
             short = _on_source(func, first, args[1:], kwargs)
@@ -96,7 +101,7 @@ class Replicated(Tensor):
 
 
 def replicate_rows(source: Tensor, copies: int, directions: int) -> Tensor:
-    """Return (copies * n * directions, ...) with row b = source[b // directions % n], as a new tensor."""
+    """Return a new tensor of copies * n * directions rows, row b = source[b // directions % n]."""
     rows = source[None, :, None].expand(copies, -1, directions, *source.shape[1:])
     return rows.reshape(copies * source.shape[0] * directions, *source.shape[1:])
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from ..noise import Dense, NoiseFamily, NoiseState
-from ..noise.base import STREAM_BIAS, STREAM_WEIGHT, LayerNoise, stream_word
+from ..noise.base import STREAM_BIAS, STREAM_WEIGHT, LayerNoise, matrix_shape, stream_word
 from ..noise.state import check_directions
 
 
 class PerturbedLayer(nn.Module):
     """Mixin of a torch layer whose rows can each see their own weights.
 
-    Outside :meth:`perturbed.PerturbedModel.perturbed` such a layer is its torch parent, with the same
-    parameters, initialisation, ``state_dict`` and hooks.
+    Outside :meth:`perturbed.PerturbedModel.perturbed` such a layer is its torch parent, with the
+    same parameters, initialisation, ``state_dict`` and hooks.
 
     Attributes:
         directions: D, the number of independent noise draws.
@@ -22,26 +24,31 @@ class PerturbedLayer(nn.Module):
         torch_class: the torch layer that it perturbs (class attribute).
     """
 
-    torch_class: type[nn.Module]
+    torch_class: ClassVar[type[nn.Module]]
+    weight: Tensor
     directions: int
     noise: NoiseFamily
     site: LayerNoise | None
 
     def init_noise(self, directions: int, noise: NoiseFamily | None) -> None:
         """Check and store the layer's own settings; the weights are untouched."""
-        if noise is not None and not isinstance(noise, NoiseFamily):
-            raise TypeError(f"noise must be a noise family such as Dense(), got {noise!r}")
         self.directions = check_directions(directions)
-        self.noise = Dense() if noise is None else noise
+        self.noise = check_family(noise)
         self.site = None
 
     def attach(self, state: NoiseState, weight_id: int | None, bias_id: int | None) -> None:
         """Join a draw; an id of None leaves that parameter unperturbed."""
-        self.site = LayerNoise(
-            state,
-            -1 if weight_id is None else stream_word(weight_id, STREAM_WEIGHT),
-            -1 if bias_id is None else stream_word(bias_id, STREAM_BIAS),
-        )
+        if self.site is None or self.site.state is not state:
+            self.release()
+            self.site = LayerNoise(state)
+        self.site.weight = -1 if weight_id is None else stream_word(weight_id, STREAM_WEIGHT)
+        self.site.bias = -1 if bias_id is None else stream_word(bias_id, STREAM_BIAS)
+
+    def release(self) -> None:
+        """Leave the draw, if any, and mark it as one that a layer has left."""
+        if self.site is not None:
+            self.site.state.released = True
+        self.site = None
 
     @property
     def is_perturbed(self) -> bool:
@@ -79,8 +86,8 @@ class PerturbedLayer(nn.Module):
         return f"{super().extra_repr()}, directions={self.directions}, noise={self.noise}"
 
 
-def matrix_shape(parameter: Tensor) -> tuple[int, int]:
-    """A parameter as the noise contract sees it: a vector is a matrix of one row."""
-    if parameter.dim() <= 1:
-        return 1, parameter.numel()
-    return parameter.shape[0], parameter[0].numel() if parameter.shape[0] else 0
+def check_family(noise: NoiseFamily | None) -> NoiseFamily:
+    """Return ``noise`` if it is a noise family, the default one for None."""
+    if noise is not None and not isinstance(noise, NoiseFamily):
+        raise TypeError(f"noise must be a noise family such as Dense(), got {noise!r}")
+    return Dense() if noise is None else noise

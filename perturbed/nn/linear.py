@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,11 +14,13 @@ from .base import PerturbedLayer
 class PerturbedLinear(PerturbedLayer, nn.Linear):
     """A Linear layer that evaluates a population: ``y_b = (W + s E_d) x_b + (bias + s e_d)``.
 
-    Row b of the flat batch belongs to direction ``d = b % D``; its sign s is -1 in the second half of the
-    repeats if the sampling is antithetic. Without noise (outside ``pm(...)`` and ``pm.perturbed()``) it is
-    ``nn.Linear``. Frozen parameters (``requires_grad=False``) are not perturbed.
+    Row b of the flat batch belongs to direction ``d = b % D``; its sign s is -1 in the second half
+    of the repeats if the sampling is antithetic. Without noise (outside ``pm(...)`` and
+    ``pm.perturbed()``) it is ``nn.Linear``. Frozen parameters (``requires_grad=False``) are not
+    perturbed.
 
-    After NESgpu's layer of the same name (Amand, 2020); the noise is drawn in the kernel instead of stored.
+    After NESgpu's layer of the same name (Amand, 2020); the noise is drawn in the kernel instead of
+    stored.
 
     Args:
         in_features: size of an input row.
@@ -48,7 +48,7 @@ class PerturbedLinear(PerturbedLayer, nn.Linear):
         torch.Size([32, 4])
     """
 
-    torch_class: ClassVar[type[nn.Module]] = nn.Linear
+    torch_class = nn.Linear
 
     def __init__(
         self,
@@ -73,23 +73,26 @@ class PerturbedLinear(PerturbedLayer, nn.Linear):
             raise TypeError(f"input must be floating point, got {input.dtype}")
         if input.dim() < 2:
             raise ValueError(
-                f"input must be (B, *, {self.in_features}) with B = R * D rows, got {tuple(input.shape)}"
+                f"input must be (B, *, {self.in_features}) with B = R * D rows, got "
+                f"{tuple(input.shape)}"
             )
-        self.site.state.enter_rows(input.shape[0])
-        replicated = input if isinstance(input, Replicated) else None
-        rows = input if replicated is None else replicated.source
+        state = self.site.state
+        state.enter_layer(input.shape[0])
+        short = input if isinstance(input, Replicated) else None
+        if short is not None and short.directions != state.directions:
+            input, short = short.full(), None
+        rows = input if short is None else short.source
         base = F.linear(rows, self.weight, self.bias)
-        if replicated is not None:
-            base = replicate_rows(base, replicated.copies, replicated.directions)
-        shape = base.shape
-        # (B, *, n) -> (B, T, n); the base product is ours alone, so the noise goes into it in place.
-        y = (
-            base.reshape(shape[0], -1, shape[-1])
-            if base.numel()
-            else base.view(shape[0], 0, shape[-1])
-        )
+        if short is not None:
+            base = replicate_rows(base, short.copies, short.directions)
+        if base.numel() == 0:
+            return base
+        # (B, *, n) -> (B, T, n); the base product is ours alone, so the noise goes into it in
+        # place.
+        y = base.reshape(base.shape[0], -1, base.shape[-1])
         x = rows.reshape(rows.shape[0], y.shape[1], rows.shape[-1])
         if x.shape[-1] > 1 and x.stride(-1) != 1:
             x = x.contiguous()
-        y = self.noise.add_linear(y.contiguous(), x.to(y.dtype), self.site, replicated is not None)
-        return y.view(shape)
+        self.noise.allocate(self.weight.detach(), self.site)
+        y = self.noise.add_linear(y.contiguous(), x.to(y.dtype), self.site, short is not None)
+        return y.view(base.shape)

@@ -28,24 +28,27 @@ class LayerNoise:
         state: the draw.
         weight: counter word of the weight's noise, -1 if the weight is not perturbed.
         bias: the same of the bias.
-        held: materialised weight noise of ``storage="stored"``, with the draw it belongs to.
     """
 
     state: NoiseState
     weight: int = -1
     bias: int = -1
-    held: tuple[tuple[int, ...], Tensor] | None = None
-
-    def __getstate__(self) -> dict:
-        """Held noise is not part of a saved model."""
-        return {**self.__dict__, "held": None}
 
 
 class NoiseFamily(ABC):
     """A distribution of ``E_d`` and the operators that apply it.
 
-    A family is a value: it has options but no noise, and layers may share it.
+    A family is a value: it has options but no noise, layers may share it, and families with the
+    same options are equal.
     """
+
+    def __eq__(self, other: object) -> bool:
+        """Compare class and options."""
+        return type(self) is type(other) and self.__dict__ == other.__dict__
+
+    def __hash__(self) -> int:
+        """Agree with ``==``."""
+        return hash((type(self), tuple(sorted(self.__dict__.items()))))
 
     @abstractmethod
     def add_linear(self, y: Tensor, x: Tensor, site: LayerNoise, shared: bool) -> Tensor:
@@ -78,13 +81,24 @@ class NoiseFamily(ABC):
         """Return ``E_d`` without sigma for ``count`` directions: (count, rows, cols)."""
 
     def allocate(self, weight: Tensor, site: LayerNoise) -> None:  # noqa: B027 (most hold nothing)
-        """Materialise now what the family holds between forwards, if anything."""
+        """Materialise what the family holds for this weight until the next draw, if anything.
+
+        A layer calls it before every perturbed product.
+        """
 
     def held_bytes(self, site: LayerNoise) -> int:
         """Bytes of noise held for this layer."""
-        return 0 if site.held is None else site.held[1].numel() * site.held[1].element_size()
+        held = site.state.held.get(site.weight)
+        return 0 if held is None else held.nbytes
 
 
 def needs_grad(*tensors: Tensor) -> bool:
     """Whether autograd would record an operation on these tensors."""
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def matrix_shape(parameter: Tensor) -> tuple[int, int]:
+    """A parameter as the noise contract sees it: a vector is a matrix of one row."""
+    if parameter.dim() <= 1:
+        return 1, parameter.numel()
+    return parameter.shape[0], parameter[0].numel() if parameter.shape[0] else 0

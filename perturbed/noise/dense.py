@@ -1,8 +1,9 @@
 """Dense noise: every element of ``E_d`` is drawn independently (evolution strategies' usual noise).
 
-Few rows per direction: the kernels draw ``E_d`` on the fly and use it from the cache. Many rows: chunks
-of ``E_d`` are materialised into a scratch of bounded size and multiplied by the BLAS, whose speed pays
-for the memory traffic. Either way the noise held is independent of the number of directions.
+Few rows per direction: the kernels draw ``E_d`` on the fly and use it from the cache. Many rows:
+chunks of ``E_d`` are materialised into a scratch of bounded size and multiplied by the BLAS, whose
+speed pays for the memory traffic. Either way the noise held is independent of the number of
+directions.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import _ops
-from .base import LayerNoise, NoiseFamily, needs_grad
+from .base import LayerNoise, NoiseFamily, matrix_shape, needs_grad
 
 DISTRIBUTIONS = ("normal", "rademacher")
 STORAGES = ("regenerate", "stored")
@@ -102,12 +103,17 @@ class Dense(NoiseFamily):
     ) -> None:
         """See :meth:`NoiseFamily.estimate_`."""
         key, sigma = site.state.tensors(grad.device)
-        held = self._held(site) if stream == site.weight else None
-        if held is not None:
-            total = torch.tensordot(weights.to(held.dtype), held, dims=1).to(grad.dtype) * sigma
-            grad.copy_(grad + total if accumulate else total)
+        held = site.state.held.get(stream)
+        if held is None:
+            _ops.dense_estimate_(grad, weights, key, sigma, stream, self.rademacher, accumulate)
             return
-        _ops.dense_estimate_(grad, weights, key, sigma, stream, self.rademacher, accumulate)
+        # In the weights' dtype, the accumulator's: half-precision sums would lose what they add up.
+        total = torch.zeros(grad.numel(), dtype=weights.dtype, device=grad.device)
+        each = max(1, SCRATCH_BYTES // max(1, grad.numel() * weights.element_size()))
+        for part, w in zip(held.split(each), weights.split(each), strict=True):
+            total.addmv_(part.flatten(1).to(w.dtype).t(), w)
+        total = total.mul_(sigma).view_as(grad)
+        grad.copy_(grad + total if accumulate else total)
 
     def materialise(
         self,
@@ -120,7 +126,7 @@ class Dense(NoiseFamily):
         like: Tensor,
     ) -> Tensor:
         """See :meth:`NoiseFamily.materialise`."""
-        held = self._held(site) if stream == site.weight else None
+        held = site.state.held.get(stream)
         if held is not None:
             return held[first : first + count].to(like.dtype)
         key, _ = site.state.tensors(like.device)
@@ -130,34 +136,22 @@ class Dense(NoiseFamily):
 
     def allocate(self, weight: Tensor, site: LayerNoise) -> None:
         """Hold the whole noise of this draw, if storage is "stored"."""
-        if self.storage == "stored" and site.weight >= 0 and self._held(site) is None:
-            state = site.state
-            key, _ = state.tensors(weight.device)
-            rows, cols = weight.shape[0], weight[0].numel() if weight.numel() else 0
-            noise = _ops.dense_materialise(
-                key,
-                site.weight,
-                0,
-                state.directions,
-                rows,
-                cols,
-                self.rademacher,
-                self.dtype or weight.dtype,
+        state = site.state
+        if self.storage != "stored" or site.weight < 0:
+            return
+        held = state.held.get(site.weight)
+        if held is not None and held.device == weight.device:
+            return
+        key, _ = state.tensors(weight.device)
+        rows, cols = matrix_shape(weight)
+        dtype = self.dtype or weight.dtype
+        # Kept beyond an inference_mode block that the first use may be in.
+        with torch.inference_mode(False):
+            state.held[site.weight] = _ops.dense_materialise(
+                key, site.weight, 0, state.directions, rows, cols, self.rademacher, dtype
             )
-            site.held = self._draw(site), noise
 
     # ---- matrix products with materialised noise -----------------------------------------------
-
-    @staticmethod
-    def _draw(site: LayerNoise) -> tuple[int, ...]:
-        state = site.state
-        return state.seed, state.generation, state.first_direction, state.directions, site.weight
-
-    def _held(self, site: LayerNoise) -> Tensor | None:
-        """Held noise, unless it belongs to an earlier draw."""
-        if site.held is not None and site.held[0] == self._draw(site):
-            return site.held[1]
-        return None
 
     def _add_products(
         self, y: Tensor, x: Tensor, site: LayerNoise, shared: bool, antithetic: bool
@@ -168,8 +162,6 @@ class Dense(NoiseFamily):
         directions, (_, tokens, cols), out = state.directions, x.shape, y.shape[2]
         if needs_grad(y, x):
             y = y.clone()
-        if self.storage == "stored":
-            self.allocate(x.new_empty((out, cols)), site)
         each = max(1, SCRATCH_BYTES // (out * cols * x.element_size()))
         repeats = y.shape[0] // directions
         plus = repeats // 2 if antithetic else repeats

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import secrets
 
 import torch
@@ -16,15 +17,18 @@ class NoiseState:
 
     Seed, generation and scale reach the kernels in two small tensors per device that are updated in
     place, so ``torch.compile`` compiles once and a replayed CUDA graph draws what they hold then.
+    For the same reason a forward reads no number here that changes from draw to draw.
 
     Attributes:
-        directions: D, independent draws.
-        antithetic: True, False, or None for "on where the number of repeats is even".
-        seed: the user's seed.
-        generation: number of the current draw, -1 before the first.
-        first_direction: global index of this process's first direction.
-        sigma: noise scale, the elementwise standard deviation of ``E_d``.
-        active: whether the layers add their noise.
+        directions: D, independent draws. antithetic: True, False, or None for "on where the number
+        of repeats is even". seed: the user's seed. generation: number of the current draw, -1
+        before the first. drawn: whether there has been a draw since the seed was set.
+        first_direction: global index of this process's first direction. sigma: noise scale, the
+        elementwise standard deviation of ``E_d``. active: whether the layers add their noise.
+        released: whether another model has taken over one of the layers; this draw then serves
+        nobody.
+        held: noise of this draw that families with ``storage="stored"`` hold, by counter word:
+            (D, rows, cols) without sigma.
     """
 
     def __init__(
@@ -42,48 +46,64 @@ class NoiseState:
         self.sigma = check_sigma(sigma)
         self.seed = check_seed(seed)
         self.generation = -1
+        self.drawn = False
         self.first_direction = 0
         self.active = False
-        # Rows of the forward under way (None: not known yet); a layer that sees another number was
-        # handed rows in another order than ours.
-        self.rows: int | None = None
+        self.released = False
+        # Row counts that a layer may see in the forward under way: None for any, () until the first
+        # layer has seen one. Another number means rows in another order than ours.
+        self.rows: tuple[int, ...] | None = None
+        self.held: dict[int, Tensor] = {}
         self._tensors: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def __getstate__(self) -> dict:
-        """Leave the device tensors out: they are rebuilt from the numbers."""
-        return {**self.__dict__, "_tensors": {}, "active": False, "rows": None}
+        """Leave out what is rebuilt from the numbers, and the forward under way."""
+        return {**self.__dict__, "_tensors": {}, "held": {}, "active": False, "rows": None}
 
     # ---- the current draw ----------------------------------------------------------------------
+
+    def next_generation(self, sigma: float | None = None) -> None:
+        """Move on to fresh noise."""
+        self.move(self.seed, self.generation + 1, self.sigma if sigma is None else sigma)
+
+    def move(self, seed: int, generation: int, sigma: float) -> None:
+        """Go to any draw; noise held of another one is dropped."""
+        seed, sigma = check_seed(seed), check_sigma(sigma)
+        if (seed, generation) != (self.seed, self.generation):
+            self.held.clear()
+        self.seed, self.generation, self.sigma = seed, generation, sigma
+        self.drawn = generation >= 0
+        for key, scale in self._tensors.values():
+            for i, value in enumerate(self._key()):
+                key[i].fill_(value)  # a fill needs no synchronisation
+            scale.fill_(sigma)
 
     def tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return ``key`` ((3,) int64) and ``sigma`` (() float64) on ``device``."""
         if device not in self._tensors:
-            # Not inference tensors, whatever the caller is in: they are updated in place later.
-            with torch.inference_mode(False):
-                key = torch.tensor(self._key(), dtype=torch.int64, device=device)
-                sigma = torch.tensor(self.sigma, dtype=torch.float64, device=device)
-            self._tensors[device] = key, sigma
+            self._make_tensors(device)
         return self._tensors[device]
+
+    # Traced, the numbers would become constants of the graph.
+    @torch.compiler.disable
+    def _make_tensors(self, device: torch.device) -> None:
+        # Ordinary tensors, whatever mode the caller is in: they are updated in place later.
+        with torch.inference_mode(False):
+            key = torch.tensor(self._key(), dtype=torch.int64, device=device)
+            sigma = torch.tensor(self.sigma, dtype=torch.float64, device=device)
+        self._tensors[device] = key, sigma
 
     def _key(self) -> list[int]:
         return [_C.splitmix64(self.seed), max(self.generation, 0), self.first_direction]
 
-    def next_generation(self, sigma: float | None = None) -> None:
-        """Move on to fresh noise."""
-        if sigma is not None:
-            self.sigma = check_sigma(sigma)
-        self.generation += 1
-        self.publish()
+    @property
+    def has_tensors(self) -> bool:
+        """Whether the draw's tensors exist on some device."""
+        return bool(self._tensors)
 
-    def publish(self) -> None:
-        """Bring the device tensors up to date, without a synchronisation."""
-        for key, sigma in self._tensors.values():
-            for i, value in enumerate(self._key()):
-                key[i].fill_(value)
-            sigma.fill_(self.sigma)
-
-    def drop_tensors(self) -> None:
-        """Forget the device tensors."""
+    def drop_memory(self) -> None:
+        """Forget held noise and the device tensors."""
+        self.held.clear()
         self._tensors.clear()
 
     # ---- rows and members ----------------------------------------------------------------------
@@ -93,21 +113,15 @@ class NoiseState:
         d = self.directions
         if rows % d != 0:
             raise ValueError(
-                f"the batch must have R * D rows, D = {d} directions, got {rows} rows; lay them out "
-                "as (R, D, ...) and pass x.flatten(0, 1)"
-            )
-        if self.rows is not None and rows != self.rows:
-            raise ValueError(
-                f"a layer got {rows} rows in a forward of {self.rows}: rows must stay the first "
-                "dimension throughout, (B, T, in) and not (B * T, in), because row b belongs to "
-                f"direction b % {d}"
+                f"the batch must have R * D rows, D = {d} directions, got {rows} rows; lay them "
+                "out as (R, D, ...) and pass x.flatten(0, 1)"
             )
         repeats = rows // d
         if repeats % 2 == 1 and (self.antithetic or (self.antithetic is None and repeats > 1)):
             raise ValueError(
                 f"antithetic sampling needs an even number of repeats R, got R = {repeats} ({rows} "
-                f"rows, D = {d} directions); pass x.flatten(0, 1) of an (R, D, ...) batch with even "
-                "R, or antithetic=False"
+                f"rows, D = {d} directions); pass x.flatten(0, 1) of an (R, D, ...) batch with "
+                "even R, or antithetic=False"
             )
         return repeats
 
@@ -115,18 +129,36 @@ class NoiseState:
         """Whether the second half of ``repeats`` uses -E_d."""
         return repeats > 1 and repeats % 2 == 0 if self.antithetic is None else self.antithetic
 
-    def enter_rows(self, rows: int) -> tuple[int, bool]:
-        """Check a layer's batch; return R and whether pairs are antithetic."""
-        repeats = self.repeats(rows)
-        if self.generation < 0:
+    def enter_layer(self, rows: int) -> None:
+        """Check the batch of a layer, of ``rows`` rows, that is about to add its noise."""
+        if not self.drawn:
             raise RuntimeError("no noise has been drawn yet: call set_noise() first")
-        return repeats, self.is_antithetic(repeats)
+        self.repeats(rows)
+        if self.rows is None:
+            return
+        if self.rows == ():
+            self.rows = (rows,)
+        if rows not in self.rows:
+            raise ValueError(
+                f"a layer got {rows} rows in a forward of {' or '.join(map(str, self.rows))}: rows "
+                "must stay the first dimension throughout, (B, T, in) and not (B * T, in) or "
+                f"(T, B, in), because row b belongs to direction b % {self.directions}"
+            )
+
+
+def as_int(name: str, value: object) -> int:
+    """Return an integer argument, NumPy's and torch's integers included; a bool is no integer."""
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} must be an int, got {value!r}") from None
 
 
 def check_directions(directions: int) -> int:
     """Return ``directions`` if it is a positive int."""
-    if isinstance(directions, bool) or not isinstance(directions, int):
-        raise TypeError(f"directions must be an int, got {directions!r}")
+    directions = as_int("directions", directions)
     if not 0 < directions < 2**32:
         raise ValueError(f"directions must be between 1 and 2^32 - 1, got {directions}")
     return directions
@@ -135,11 +167,13 @@ def check_directions(directions: int) -> int:
 def check_sigma(sigma: float) -> float:
     """Return ``sigma`` as a float if it is finite and not negative."""
     try:
+        if isinstance(sigma, (str, bytes, bool)):  # float("1") would do
+            raise TypeError
         value = float(sigma)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several elements
         raise TypeError(f"sigma must be a number, got {sigma!r}") from None
     if not math.isfinite(value) or value < 0:
-        raise ValueError(f"sigma must be finite and at least 0, got {sigma}")
+        raise ValueError(f"sigma must be finite and at least 0, got {value}")
     return value
 
 
@@ -147,8 +181,7 @@ def check_seed(seed: int | None) -> int:
     """Return ``seed``, or one from the operating system for None."""
     if seed is None:
         return secrets.randbits(63)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed must be an int or None, got {seed!r}")
+    seed = as_int("seed", seed)
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed must fit in 64 bits, got {seed}")
     return seed
