@@ -1,6 +1,8 @@
 """Noise as matrices: which element draws from which block, and that no way of cutting shows."""
 
 import itertools
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -159,3 +161,21 @@ def test_global_generator_is_untouched():
     materialise()
     materialise(rademacher=True)
     assert_bitwise_equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("distribution", ["normal", "rademacher"])
+def test_the_program_in_the_documentation(distribution):
+    """docs/conventions.md ends in a program for one element; it must be what the kernels draw."""
+    page = Path(__file__).parent.parent / "docs" / "conventions.md"
+    (program,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    namespace = {}
+    exec(program, namespace)
+    rows, cols, first = 6, 39, 2**32 - 2
+    got = materialise(
+        2, rows, cols, key=make_key(first=first), rademacher=distribution == "rademacher"
+    )
+    for direction, row, col in itertools.product((0, 1), range(rows), range(cols)):
+        expected = namespace["element"](
+            SEED, GENERATION, 3, 1, first + direction, row, col, cols, distribution
+        )
+        assert abs(got[direction, row, col].item() - expected) <= 1.4e-6
