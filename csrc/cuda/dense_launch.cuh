@@ -27,16 +27,19 @@ template <class Noise, class T>
 DenseLinearPlan plan_dense_linear(const DenseLinearArgs& a) {
   DenseLinearPlan plan;
   plan.sources_per_pass = power_of_two_at_least(a.sources * a.tokens, kMaxSources<Noise, T>);
+  // Not a function of sources_per_pass: the same x gives the same bits however often it is written
+  // out. At least kMaxSources, so that a lane is left with at most kQuad of its group's sums.
+  plan.group = Noise::kMaxSources;
   if (std::is_same_v<Noise, SignNoise>) {
     // At most four blocks of columns a lane, and no more quads in a warp than the matrix has.
     const int64_t quads = ceil_div<int64_t>(a.out, kQuad);
-    plan.group = power_of_two_at_least(ceil_div<int64_t>(sign_blocks_per_row(a.in), 4), kWarpSize);
-    while (plan.group < kWarpSize && kWarpSize / plan.group > quads) plan.group *= 2;
+    while (plan.group < kWarpSize &&
+           (plan.group * 4 < sign_blocks_per_row(a.in) || kWarpSize / plan.group > quads)) {
+      plan.group *= 2;
+    }
   } else {
-    plan.group = power_of_two_at_least(normal_blocks_per_row(a.in), kWarpSize);
+    while (plan.group < kWarpSize && plan.group < normal_blocks_per_row(a.in)) plan.group *= 2;
   }
-  // A lane is left with at most kQuad of the group's kQuad * sources_per_pass sums.
-  if (plan.group < plan.sources_per_pass) plan.group = plan.sources_per_pass;
   const int64_t tiles = ceil_div<int64_t>(a.out, kWarpSize / plan.group * kQuad);
   plan.direction_warps_log2 = 0;
   while (1 << plan.direction_warps_log2 < power_of_two_at_least(tiles, kLinearWarps)) {

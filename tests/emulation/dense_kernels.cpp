@@ -3,6 +3,7 @@
 #include "cuda_emulation.h"
 
 // After the emulation, which gives CUDA's names their meaning.
+#include <algorithm>
 #include <cstdio>
 #include <limits>
 
@@ -239,6 +240,28 @@ void check_linear_shards(Kind kind) {
         std::string("linear ") + name_of<T>() + " " + name_of(kind) + ": a shard differs");
 }
 
+// One row that every member sees against the same row written out for each: the same bits, although
+// the second takes another instantiation.
+template <class T>
+void check_linear_shared(Kind kind) {
+  for (const int64_t repeats : {2, 3, 7}) {
+    const int64_t directions = 3, m = 10, n = 28;
+    const Draw draw{kind};
+    LinearData<T> shared({m, n, directions, repeats, 1, 1}, draw);
+    LinearData<T> written({m, n, directions, repeats}, draw);
+    for (int64_t b = 0; b < directions * repeats; ++b) {
+      std::copy(shared.x.begin(), shared.x.end(), written.x.begin() + b * n);
+    }
+    written.y = shared.y;
+    written.args.y = written.y.data();
+    launch<T>(kind, shared.args, 1);
+    launch<T>(kind, written.args, 2);
+    check(std::memcmp(shared.y.data(), written.y.data(), shared.y.size() * sizeof(T)) == 0,
+          std::string("linear ") + name_of<T>() + " " + name_of(kind) +
+              ": a shared row differs from the row written out");
+  }
+}
+
 void linear(Kind kind) {
   const LinearCase cases[] = {
       {1, 1, 1, 1},
@@ -273,6 +296,8 @@ void linear(Kind kind) {
   if (kind == kExactNormal) return;
   check_linear_shards<float>(kind);
   check_linear_shards<double>(kind);
+  check_linear_shared<float>(kind);
+  check_linear_shared<double>(kind);
 }
 
 // ---- dense_estimate_ ----------------------------------------------------------------------------
