@@ -13,6 +13,7 @@
 
 #include "bind/dispatch.h"
 #include "cpu/dense_linear.h"
+#include "cpu/sign_panels.h"
 #include "cpu/tensor_noise.h"
 #include "noise/signs.h"
 
@@ -23,6 +24,8 @@ namespace {
 using torch::stable::parallel_for;
 
 constexpr int64_t kEstimateBlocks = 2 * kBatchBlocks;
+// Rows of x per direction from which the table lookup of sign_panels.h beats masked sums.
+constexpr int64_t kLookupRows = 12;
 
 // ---- forward -----------------------------------------------------------------------------------
 
@@ -40,10 +43,16 @@ void dense_linear_cpu_(Tensor y, const Tensor x, const Tensor key, const Tensor 
     const A scale = static_cast<A>(*sigma.const_data_ptr<double>());
     if (weight_stream >= 0 && s.in > 0) {
       const TensorNoise noise(key, weight_stream, 0, directions);
-      const bool in_registers = !rademacher && Forward<T>::draws_in_registers(s);
-      const PackedRows<A> rows(static_cast<const T*>(x.const_data_ptr()), x.size(0), s,
-                               in_registers ? RowOrder::kDraw : RowOrder::kNatural, rademacher);
-      Forward<T>{s, kernels(), noise, rows, out, scale}.run(rademacher);
+      const T* in = static_cast<const T*>(x.const_data_ptr());
+      if (rademacher && std::is_same_v<A, float> && s.sources * s.tokens >= kLookupRows) {
+        const SignPanels panels(in, s);
+        SignProducts<T>{s, kernels(), noise, panels, out, static_cast<float>(scale)}.run();
+      } else {
+        const bool in_registers = !rademacher && Forward<T>::draws_in_registers(s);
+        const PackedRows<A> rows(in, x.size(0), s,
+                                 in_registers ? RowOrder::kDraw : RowOrder::kNatural, rademacher);
+        Forward<T>{s, kernels(), noise, rows, out, scale}.run(rademacher);
+      }
     }
     if (bias_stream >= 0) {
       add_bias_noise<T>(out, s, TensorNoise(key, bias_stream, 0, directions), scale, rademacher);

@@ -325,6 +325,64 @@ static void bit_sum_double(const uint32_t* bits, int64_t bits_stride, const doub
   }
 }
 
+// ---- sign products by table --------------------------------------------------------------------
+//
+// Four columns of x admit 16 signed sums. With those of a panel of 32 rows in a table, four columns
+// of a row of signs cost one addition instead of four: the method of Arlazarov, Dinic, Kronrod and
+// Faradzev (1970), "four Russians", as used for 1-bit weights. A table of 8 groups, the columns of
+// one word of signs, fills half of a 32 KiB first-level cache.
+
+constexpr int kPanelVectors = kPanelRows / kLanes;
+
+static void sign_table(const float* x, float* out) {
+  for (int group = 0; group < 8; ++group, x += 4 * kPanelRows, out += 16 * kPanelRows) {
+    for (int v = 0; v < kPanelVectors; ++v) {
+      const F a = Simd::load(x + v * kLanes), b = Simd::load(x + kPanelRows + v * kLanes);
+      const F c = Simd::load(x + 2 * kPanelRows + v * kLanes);
+      const F d = Simd::load(x + 3 * kPanelRows + v * kLanes);
+      const F none = Simd::zero();
+      const F low[4] = {Simd::sub(Simd::sub(none, a), b), Simd::sub(a, b), Simd::sub(b, a),
+                        Simd::add(a, b)};
+      const F high[4] = {Simd::sub(Simd::sub(none, c), d), Simd::sub(c, d), Simd::sub(d, c),
+                         Simd::add(c, d)};
+      PT_UNROLL for (int pattern = 0; pattern < 16; ++pattern) {
+        Simd::store(out + pattern * kPanelRows + v * kLanes,
+                    Simd::add(low[pattern & 3], high[pattern >> 2]));
+      }
+    }
+  }
+}
+
+static void sign_lookup(const float* table, const uint32_t* bits, int64_t bits_stride, int64_t rows,
+                        float* sums, int64_t sums_stride) {
+  for (int64_t r = 0; r < rows; ++r, bits += bits_stride, sums += sums_stride) {
+    const uint32_t word = *bits;
+    // Two vectors at a time: their addresses are shared and their sums are independent.
+    constexpr int kStep = kPanelVectors < 2 ? kPanelVectors : 2;
+    for (int v = 0; v < kPanelVectors; v += kStep) {
+      F sum[kStep];
+      PT_UNROLL for (int k = 0; k < kStep; ++k) sum[k] = Simd::load(sums + (v + k) * kLanes);
+      PT_UNROLL for (int group = 0; group < 8; ++group) {
+        const float* entry = table + (16 * group + (word >> (4 * group) & 15u)) * kPanelRows;
+        PT_UNROLL for (int k = 0; k < kStep; ++k) {
+          sum[k] = Simd::add(sum[k], Simd::load(entry + (v + k) * kLanes));
+        }
+      }
+      PT_UNROLL for (int k = 0; k < kStep; ++k) Simd::store(sums + (v + k) * kLanes, sum[k]);
+    }
+  }
+}
+
+static void add_column(const float* sums, int64_t rows, float scale, float* y) {
+  const F factor = Simd::set1(scale);
+  int64_t r = 0;
+  for (; r + kLanes <= rows; r += kLanes) {
+    const F column = Simd::template load_strided<kPanelRows>(sums + r * kPanelRows);
+    Simd::store(y + r, Simd::fma(factor, column, Simd::load(y + r)));
+  }
+  for (; r < rows; ++r) y[r] = exact_fma(scale, sums[r * kPanelRows], y[r]);
+}
+
 static constexpr CpuKernels table(const char* name) {
   return {name,
           prepare_normal,
@@ -336,6 +394,9 @@ static constexpr CpuKernels table(const char* name) {
           dot_double,
           bit_sum,
           bit_sum_double,
+          sign_table,
+          sign_lookup,
+          add_column,
           normal_estimate,
           normal_estimate_double,
           sign_estimate,

@@ -17,6 +17,10 @@ constexpr int64_t kRowPadding = 32;
 // Blocks are drawn in batches of this size; buffers of words or normals hold whole batches.
 constexpr int64_t kBatchBlocks = 16;
 
+// Rows of x that one pass of `sign_lookup` serves, and the size of its table.
+constexpr int64_t kPanelRows = 32;
+constexpr int64_t kSignTableSize = 8 * 16 * kPanelRows;
+
 // `PhiloxBlock`s of one batch in the order that an instruction set likes best.
 struct alignas(64) PreparedBatch {
   uint32_t words[kBatchBlocks * 4];
@@ -60,6 +64,16 @@ struct CpuKernels {
                   int64_t rows, int64_t n, float* out);
   void (*bit_sum_double)(const uint32_t* bits, int64_t bits_stride, const double* x,
                          int64_t x_stride, int64_t rows, int64_t n, double* out);
+
+  // The same product for many rows of x by table lookup (see isa.h). `x` holds 32 columns of a
+  // panel: [32][kPanelRows]; `table` gets the signed sums of its groups of four columns.
+  void (*sign_table)(const float* x, float* table);
+  // sums[r * sums_stride + lane] += sum_i (bit i of bits[r * bits_stride] ? x : -x) of those
+  // columns.
+  void (*sign_lookup)(const float* table, const uint32_t* bits, int64_t bits_stride, int64_t rows,
+                      float* sums, int64_t sums_stride);
+  // y[r] += scale * sums[r * kPanelRows], r < rows.
+  void (*add_column)(const float* sums, int64_t rows, float scale, float* y);
 
   // out[4 * block + column] = sum_d w[d] z_d over two prepared batches.
   void (*normal_estimate)(const PhiloxLaunch&, const PreparedBatch*, const PhiloxDirection*,

@@ -14,6 +14,10 @@ struct Simd {
   using U = __m256i;
 
   static F load(const float* p) { return _mm256_loadu_ps(p); }
+  template <int stride>
+  static F load_strided(const float* p) {
+    return _mm256_i32gather_ps(p, _mm256_mullo_epi32(iota(), _mm256_set1_epi32(stride)), 4);
+  }
   static void store(float* p, F a) { _mm256_storeu_ps(p, a); }
   static U load_u(const uint32_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));

@@ -18,6 +18,10 @@ struct Simd {
   using U = __m512i;                 // 16 words, or 8 words in the low halves of 64-bit lanes
 
   static F load(const float* p) { return _mm512_loadu_ps(p); }
+  template <int stride>
+  static F load_strided(const float* p) {
+    return _mm512_i32gather_ps(_mm512_mullo_epi32(iota(), _mm512_set1_epi32(stride)), p, 4);
+  }
   static void store(float* p, F a) { _mm512_storeu_ps(p, a); }
   static U load_u(const uint32_t* p) { return _mm512_loadu_si512(p); }
   static void store_u(uint32_t* p, U a) { _mm512_storeu_si512(p, a); }

@@ -25,6 +25,10 @@ struct Simd {
   static F load(const float* p) {
     return each<F>([&](int i) { return p[i]; });
   }
+  template <int stride>
+  static F load_strided(const float* p) {
+    return each<F>([&](int i) { return p[i * stride]; });
+  }
   static void store(float* p, F a) { std::memcpy(p, a.v, sizeof(a.v)); }
   static U load_u(const uint32_t* p) {
     return each<U>([&](int i) { return p[i]; });
