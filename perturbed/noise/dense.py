@@ -2,8 +2,8 @@
 
 Few rows per direction: the kernels draw ``E_d`` on the fly and use it from the cache. Many rows:
 chunks of ``E_d`` are materialised into a scratch of bounded size and multiplied by the BLAS, whose
-speed pays for the memory traffic. Either way the noise held is independent of the number of
-directions.
+speed pays for the memory traffic; signs on a CPU stay with their kernel, which needs a quarter of the
+BLAS's additions. Either way the noise held is independent of the number of directions.
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ class Dense(NoiseFamily):
         antithetic = state.is_antithetic(repeats)
         weight, bias = site.weight, site.bias
         sources = x.shape[0] if shared else repeats
-        by_matmul = self.storage == "stored" or sources * x.shape[1] >= GEMM_ROWS
+        by_matmul = self.storage == "stored" or (
+            sources * x.shape[1] >= GEMM_ROWS and not self._kernel_beats_blas(y)
+        )
         if weight >= 0 and by_matmul and y.numel() > 0 and x.numel() > 0:
             y = self._add_products(y, x, site, shared, antithetic)
             weight = -1
@@ -150,6 +152,10 @@ class Dense(NoiseFamily):
             state.held[site.weight] = _ops.dense_materialise(
                 key, site.weight, 0, state.directions, rows, cols, self.rademacher, dtype
             )
+
+    def _kernel_beats_blas(self, y: Tensor) -> bool:
+        """Whether the kernel is the fastest way for any number of rows (csrc/cpu/sign_panels.h)."""
+        return self.rademacher and y.device.type == "cpu" and y.dtype != torch.float64
 
     # ---- matrix products with materialised noise -----------------------------------------------
 
