@@ -1,4 +1,4 @@
-"""The helpers of perturbed/testing.py must fail where they should, and say where."""
+"""The assertions of perturbed/testing.py must fail where they should, and say where."""
 
 import pytest
 import torch
