@@ -2,8 +2,8 @@
 
 Few rows per direction: the kernels draw ``E_d`` on the fly and use it from the cache. Many rows:
 chunks of ``E_d`` are materialised into a scratch of bounded size and multiplied by the BLAS, whose
-speed pays for the memory traffic; signs on a CPU stay with their kernel, which needs a quarter of the
-BLAS's additions. Either way the noise held is independent of the number of directions.
+speed pays for the memory traffic; signs on a CPU stay with their kernel, which needs a quarter of
+the BLAS's additions. Either way the noise held is independent of the number of directions.
 """
 
 from __future__ import annotations
