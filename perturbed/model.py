@@ -270,6 +270,8 @@ class PerturbedModel(nn.Module):
                 found.setdefault(id(parameter), (parameter, (layer, name)))
         return found
 
+    # Out of inference mode, so that gradients and members are ordinary tensors anywhere.
+    @torch.inference_mode(False)
     @torch.no_grad()
     def set_grad(self, weights: Tensor, accumulate: bool = False) -> None:
         """Set ``.grad`` of every perturbed parameter to ``sum_d weights[d] E_d``.
@@ -356,6 +358,7 @@ class PerturbedModel(nn.Module):
         per_row = values.flatten(1).mean(1) if values.dim() > 1 else values
         return per_row.reshape(signs, repeats // signs, self.directions).mean(1)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def member(self, d: int, sign: int = 1) -> nn.Module:
         """Return the plain module that member (sign, d) is: a copy with weights ``W + sign E_d``.
