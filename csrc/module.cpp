@@ -52,10 +52,13 @@ struct Draw {
   Draw(const py::int_& key, uint32_t generation, uint32_t stream, uint32_t d, py::ssize_t blocks)
       : launch(philox_launch(stream, generation, key_from(key))),
         direction(philox_direction(launch, d)),
-        count(blocks),
-        batches(ceil_div<py::ssize_t>(blocks, kBatchBlocks)),
-        prepared(batches) {
+        count(checked(blocks)),
+        batches(ceil_div<py::ssize_t>(count, kBatchBlocks)),
+        prepared(batches) {}
+
+  static py::ssize_t checked(py::ssize_t blocks) {
     if (blocks < 0) throw std::invalid_argument("count must not be negative");
+    return blocks;
   }
 };
 

@@ -2,14 +2,17 @@
 // says the same for users; a change here is a change of the contract's version.
 //
 //   key  k0, k1 = low and high word of splitmix64(user seed)
-//   c0   layer id (24 bits) << 8 | stream (8 bits)     c2  generation        (both fixed per
-//   launch) c1   block of the tensor                           c3  direction, global index
+//   c0   layer id (24 bits) << 8 | stream (8 bits)     fixed for a launch
+//   c1   block of the tensor
+//   c2   generation                                    fixed for a launch
+//   c3   direction, global index
 //
-// Blocks of an (rows, cols) matrix (a vector is a matrix of one row):
-//   normal      1 row x 4 columns:   c1 = row * ceil(cols / 4) + col / 4, words (0,1) and (2,3)
-//   make
-//               the normals of columns (0,1) and (2,3) of the block
-//   sign bits   4 rows x 32 columns: c1 = row / 4 * ceil(cols / 32) + col / 32, word row % 4, bit
+// Blocks of an (rows, cols) matrix; a vector is a matrix of one row:
+//
+//   normal      1 row x 4 columns, c1 = row * ceil(cols / 4) + col / 4; words (0, 1) make the
+//   normals
+//               of columns 0 and 1 of the block, words (2, 3) those of columns 2 and 3
+//   sign bits   4 rows x 32 columns, c1 = row / 4 * ceil(cols / 32) + col / 32; word row % 4, bit
 //               col % 32; a set bit is +1, a clear bit -1
 #pragma once
 

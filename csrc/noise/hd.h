@@ -15,7 +15,8 @@
 #define PT_HD static inline
 #endif
 
-// The same for a member function, which cannot have internal linkage: it must not exist out of line.
+// The same for a member function, which cannot have internal linkage: it must not exist out of
+// line.
 #if defined(__CUDACC__)
 #define PT_HD_MEMBER __host__ __device__ __forceinline__
 #else
