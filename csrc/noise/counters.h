@@ -10,8 +10,7 @@
 // Blocks of an (rows, cols) matrix; a vector is a matrix of one row:
 //
 //   normal      1 row x 4 columns, c1 = row * ceil(cols / 4) + col / 4; words (0, 1) make the
-//   normals
-//               of columns 0 and 1 of the block, words (2, 3) those of columns 2 and 3
+//               normals of columns 0 and 1 of the block, words (2, 3) those of columns 2 and 3
 //   sign bits   4 rows x 32 columns, c1 = row / 4 * ceil(cols / 32) + col / 32; word row % 4, bit
 //               col % 32; a set bit is +1, a clear bit -1
 #pragma once
