@@ -458,7 +458,9 @@ namespace perturbed {
 inline float mufu_lg2(float x) {
   const double exact = std::log2(static_cast<double>(x));
   const double bound = x > 0.5f && x < 2.0f ? 0x1p-22 : 0x1p-22 * std::fabs(exact);
-  return static_cast<float>(exact + emulation::error_of(x) * bound);
+  // The worst for the last numbers below 1, where the error may turn the sign.
+  const double error = x < 1.0f && x > 1.0f - 0x1p-22f ? 1.0 : emulation::error_of(x);
+  return static_cast<float>(exact + error * bound);
 }
 inline float mufu_sqrt(float x) {
   const double exact = std::sqrt(static_cast<double>(x));

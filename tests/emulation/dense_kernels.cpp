@@ -243,9 +243,9 @@ void check_linear_shards(Kind kind) {
 // One row that every member sees against the same row written out for each: the same bits, although
 // the second takes another instantiation.
 template <class T>
-void check_linear_shared(Kind kind) {
+void check_linear_shared(Kind kind, int64_t m, int64_t n) {
   for (const int64_t repeats : {2, 3, 7}) {
-    const int64_t directions = 3, m = 10, n = 28;
+    const int64_t directions = 3;
     const Draw draw{kind};
     LinearData<T> shared({m, n, directions, repeats, 1, 1}, draw);
     LinearData<T> written({m, n, directions, repeats}, draw);
@@ -296,8 +296,11 @@ void linear(Kind kind) {
   if (kind == kExactNormal) return;
   check_linear_shards<float>(kind);
   check_linear_shards<double>(kind);
-  check_linear_shared<float>(kind);
-  check_linear_shared<double>(kind);
+  // Many rows and few columns, where only the number of sources could ask for larger groups.
+  for (const int64_t n : {12, 100}) {
+    check_linear_shared<float>(kind, 140, n);
+    check_linear_shared<double>(kind, 140, n);
+  }
 }
 
 // ---- dense_estimate_ ----------------------------------------------------------------------------
