@@ -57,12 +57,12 @@ double as_double(T value) {
   return static_cast<double>(static_cast<sum_t<T>>(value));
 }
 
-// Values in [-2, 2] that a bfloat16 holds exactly.
+// Values in [-2, 2] whose sums round, so that another order of adding shows in the bits.
 struct Inputs {
   uint32_t state;
   double next() {
     state = state * 1664525u + 1013904223u;
-    return static_cast<double>(static_cast<int>(state >> 25) - 64) / 32.0;
+    return static_cast<double>(static_cast<int>(state >> 25) - 64) / 33.0;
   }
   template <class T>
   std::vector<T> vector(int64_t size) {
