@@ -19,6 +19,8 @@ STORAGES = ("regenerate", "stored")
 
 # From this many rows per direction on, a matrix product from scratch beats the fused kernels.
 GEMM_ROWS = 24
+# Outputs from which on the CPU kernel for signs beats it all the same (at 64 to 784 inputs).
+KERNEL_OUTPUTS = 64
 # Noise materialised at once in that regime.
 SCRATCH_BYTES = 16 << 20
 
@@ -87,7 +89,7 @@ class Dense(NoiseFamily):
         weight, bias = site.weight, site.bias
         sources = x.shape[0] if shared else repeats
         by_matmul = self.storage == "stored" or (
-            sources * x.shape[1] >= GEMM_ROWS and not self._kernel_beats_blas(y)
+            sources * x.shape[1] >= GEMM_ROWS and not self._kernel_beats_blas(y, shared)
         )
         if weight >= 0 and by_matmul and y.numel() > 0 and x.numel() > 0:
             y = self._add_products(y, x, site, shared, antithetic)
@@ -153,9 +155,18 @@ class Dense(NoiseFamily):
                 key, site.weight, 0, state.directions, rows, cols, self.rademacher, dtype
             )
 
-    def _kernel_beats_blas(self, y: Tensor) -> bool:
-        """Whether the kernel is the fastest way for any number of rows (csrc/cpu/sign_panels.h)."""
-        return self.rademacher and y.device.type == "cpu" and y.dtype != torch.float64
+    def _kernel_beats_blas(self, y: Tensor, shared: bool) -> bool:
+        """Whether the kernel is the fastest way for any number of rows (csrc/cpu/sign_panels.h).
+
+        It first transposes x. That is the smaller part if all members see the same x, or if a row
+        serves many outputs.
+        """
+        return (
+            self.rademacher
+            and y.device.type == "cpu"
+            and y.dtype != torch.float64
+            and (shared or y.shape[2] >= KERNEL_OUTPUTS)
+        )
 
     # ---- matrix products with materialised noise -----------------------------------------------
 
