@@ -384,24 +384,22 @@ class PerturbedModel(nn.Module):
     def summary(self) -> str:
         """Return a table of layers with noise and bytes held, and of what is not perturbed."""
         rows = [("layer", "noise", "parameters", "noise bytes held")]
-        perturbed: set[int] = set()
+        perturbed = {key: parameter for key, (parameter, _) in self._perturbed().items()}
         for name, layer in self.model.named_modules():
-            if not isinstance(layer, PerturbedLayer):
-                continue
-            assert layer.site is not None
-            parameters = [p for p, _ in layer.perturbed_parameters().values()]
-            perturbed.update(map(id, parameters))
-            rows.append(
-                (
-                    name or type(layer).__name__,
-                    repr(layer.noise),
-                    f"{sum(p.numel() for p in parameters):,}",
-                    f"{layer.noise.held_bytes(layer.site):,}",
+            if isinstance(layer, PerturbedLayer):
+                assert layer.site is not None
+                parameters = [p for p, _ in layer.perturbed_parameters().values()]
+                count = sum(p.numel() for p in parameters)
+                held = layer.noise.held_bytes(layer.site)
+                rows.append(
+                    (name or type(layer).__name__, repr(layer.noise), f"{count:,}", f"{held:,}")
                 )
-            )
         for name, parameter in self.model.named_parameters():
             if id(parameter) not in perturbed:
                 rows.append((name, "not perturbed", f"{parameter.numel():,}", "0"))
+        count = sum(p.numel() for p in perturbed.values())
+        held = sum(noise.nbytes for noise in self.state.held.values())
+        rows.append(("perturbed", "", f"{count:,}", f"{held:,}"))
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         return "\n".join(
             "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
