@@ -83,33 +83,16 @@ test-cuda: $(EXTENSION) ## the CUDA tests alone, on a machine with a GPU
 check-cuda: $(ENVIRONMENT) ## compile every .cu for sm_80, sm_90, sm_120; needs no GPU
 	PYTHON=$(PY) tests/check_cuda.sh
 
-# `===` matches the version's text, so that pip takes the index's CUDA build and no `+cpu` one. The
-# tree is copied because an extension built in place here would replace the one of .venv.
-LINK_TREE := build/check-link
-LINK_PY := $(CURDIR)/.venv-link/bin/python
-check-link: ## build, link and test with a CUDA build of torch, GPU or not (downloads several GB)
-	test -x $(LINK_PY) || $(PYTHON) -m venv .venv-link
-	$(LINK_PY) -m pip install --quiet "$$(sed -n 's/^torch==/torch===/p' requirements.txt)"
-	$(LINK_PY) -m pip install --quiet -r requirements.txt
-	rm -rf $(LINK_TREE) && mkdir -p $(LINK_TREE)
-	git ls-files -z --cached --others --exclude-standard \
-	  | tar --create --null --files-from - --ignore-failed-read | tar --extract -C $(LINK_TREE)
-	cd $(LINK_TREE) && PERTURBED_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 \
-	  $(LINK_PY) setup.py build_ext --inplace
-	cd $(LINK_TREE) && $(LINK_PY) -m perturbed
-	cd $(LINK_TREE) && $(LINK_PY) -m pytest -q -m "not slow"
+check-link: ## build, link and test with a CUDA build of torch (TORCH=2.11.0); several GB, no GPU
+	PYTHON=$(PYTHON) tests/check_link.sh
 
 # ---- measure, style, rest ---------------------------------------------------------------------
 
 bench: $(EXTENSION) ## base, naive, stored, vmap and ours side by side
 	$(PY) -m bench $(ARGS)
 
-gpu: export PERTURBED_CUDA := 1
-gpu: ## everything that needs a GPU: CUDA build, CUDA tests, bench
-	$(MAKE) build
-	$(PY) -m perturbed
-	$(PY) -m pytest -q -m cuda
-	$(PY) -m bench --device cuda $(ARGS)
+gpu: $(ENVIRONMENT) ## everything that needs a GPU: CUDA build, tests, memory checker, bench
+	PYTHON=$(PY) tests/gpu.sh
 
 CLANG_FORMAT = $(PY) -c 'import clang_format; clang_format.clang_format()'
 # git names the files, so that build products and caches are never read.

@@ -45,7 +45,7 @@ class Case:
         return 2 if self.antithetic else 1
 
     def __str__(self) -> str:
-        pairs = " antithetic" if self.antithetic else ""
+        pairs = ", antithetic" if self.antithetic else ""
         return f"{self.features}x{self.features}, R={self.repeats} D={self.directions}{pairs}"
 
 

@@ -40,7 +40,7 @@ def test_default_run_has_every_row(capsys, tmp_path):
     cli.main([*TINY, "--json", str(json_file), "--plot", str(plot_file)])
     text = capsys.readouterr().out
     document = json.loads(json_file.read_text())
-    cases = [f"{n}x{n}, {r}" for r in ("R=1 D=16", "R=2 D=8 antithetic") for n in (12, 20)]
+    cases = [f"{n}x{n}, {r}" for r in ("R=1 D=16", "R=2 D=8, antithetic") for n in (12, 20)]
     found = [(row["case"], row["view"], row["method"]) for row in document["results"]]
     assert sorted(found) == sorted((c, v, m) for c in cases for v in cli.VIEWS for m in METHODS)
     for case in cases:
@@ -58,7 +58,7 @@ def test_default_run_has_every_row(capsys, tmp_path):
 def test_full_run_adds_the_loop_and_more_repeats(capsys):
     cli.main(["--full", "--view", "step", "--sizes", "12", "--batch", "32", "--seconds", "0.001"])
     text = capsys.readouterr().out
-    assert "12x12, R=16 D=2 antithetic" in text
+    assert "12x12, R=16 D=2, antithetic" in text
     assert "| Loop" in text
 
 
