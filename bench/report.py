@@ -15,16 +15,16 @@ from bench.common import Result
 
 SCHEMA = 1  # of the JSON file; raise it when a field changes its meaning
 HEADERS = ("method", "time", "min - max", "times base", "over naive", "noise held")
-# Told apart on paper and on a grey printer: shades first, then hatches.
+# Told apart on a grey printer too; none so dark that the line from min to max is lost in it.
 STYLES = (
     ("0.95", ""),
     ("0.95", "///"),
-    ("0.7", ""),
-    ("0.7", "..."),
-    ("0.4", ""),
-    ("0.15", ""),
-    ("0.4", "xxx"),
-    ("0.15", "\\\\\\"),
+    ("0.75", ""),
+    ("0.75", "..."),
+    ("0.5", ""),
+    ("0.5", "xxx"),
+    ("0.65", "\\\\\\"),
+    ("0.65", "+++"),
 )
 
 
@@ -63,9 +63,13 @@ def _cells(result: Result) -> list[str]:
     ]
 
 
+def _machine_line(machine: dict[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in machine.items())
+
+
 def markdown(results: Sequence[Result], machine: dict[str, str], notes: Sequence[str]) -> str:
     """One table per suite, view and case, with the machine above and the notes below."""
-    parts = [", ".join(f"{name} {value}" for name, value in machine.items())]
+    parts = [_machine_line(machine)]
     groups: dict[tuple[str, str, str], list[Result]] = {}
     for result in results:
         groups.setdefault((result.suite, result.view, result.case), []).append(result)
@@ -141,9 +145,6 @@ def write_plot(path: Path, results: Sequence[Result], machine: dict[str, str]) -
     figure.legend(
         *axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False
     )
-    line = ", ".join(
-        machine[k] for k in ("gpu", "cpu", "isa", "torch", "perturbed") if k in machine
-    )
-    figure.supxlabel(line, fontsize=8)
+    figure.supxlabel(_machine_line(machine), fontsize=8)
     figure.savefig(path, dpi=150)
     plt.close(figure)
