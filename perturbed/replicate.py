@@ -29,7 +29,7 @@ class Replicated(Tensor):
     perturbed layer that receives one computes the unperturbed product once for the n rows instead
     of once per member, and draws each direction once for both signs. Row-wise operations (views
     that keep the first dimension, casts, pointwise functions, arithmetic with numbers) keep the
-    short form; anything else sees the full tensor.
+    short form; anything else sees a full copy. It cannot be written to.
 
     ``pm.replicate(x)`` makes one.
 
@@ -57,6 +57,10 @@ class Replicated(Tensor):
         """Return the plain tensor with all its rows."""
         return replicate_rows(self.source, self.copies, self.directions)
 
+    def __setitem__(self, index, value) -> None:
+        """Refuse, as every write in place is refused; it would go into a copy of the rows."""
+        raise RuntimeError("cannot write into replicated rows; use x.full() for rows of their own")
+
     def __repr__(self, *, tensor_contents=None) -> str:  # type: ignore[override]
         """Name the source and the factors."""
         return f"Replicated(S={self.copies}, D={self.directions}, source={self.source!r})"
@@ -82,11 +86,14 @@ class Replicated(Tensor):
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[override]
         """Keep row-wise operations short, run all others on the full rows."""
         kwargs = kwargs or {}
-        if func._schema.is_mutable and any(isinstance(a, Replicated) for a in args):
-            # The rows share one source, as those of an expanded tensor do, which torch refuses too.
-            raise RuntimeError(
-                f"{func} writes in place into replicated rows; use x.full() for rows of their own"
-            )
+        if func._schema.is_mutable:
+            for declared, value in zip(func._schema.arguments, args, strict=False):
+                if isinstance(value, Replicated) and declared.is_write:
+                    # The rows share one source; torch refuses expanded tensors for the same reason.
+                    raise RuntimeError(
+                        f"{func} writes in place into replicated rows; use x.full() for rows of "
+                        "their own"
+                    )
         first = args[0] if args else None
         if isinstance(first, Replicated):
             short = _on_source(func, first, args[1:], kwargs)

@@ -34,9 +34,16 @@ def one_row(arguments, b, rows):
 @each_kind
 @each_noise
 @pytest.mark.parametrize(
-    ("repeats", "antithetic"), [(1, None), (2, None), (3, False), (4, None), (26, True)]
+    ("repeats", "antithetic", "grad"),
+    [
+        (1, None, False),
+        (2, None, True),
+        (3, False, False),
+        (4, None, False),
+        (26, True, False),
+        (26, True, True),
+    ],
 )
-@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
 def test_a_member_is_the_network_that_its_rows_see(kind, noise, repeats, antithetic, grad):
     net, pm = kind.convert(noise=noise, antithetic=antithetic)
     rows = repeats * D
