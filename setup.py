@@ -75,7 +75,8 @@ cxx_flags = [
 nvcc_flags = ["-O3", "-DUSE_CUDA", "--expt-relaxed-constexpr", STABLE_TARGET]
 sources = glob.glob("csrc/*.cpp") + glob.glob("csrc/cpu/*.cpp")
 if cuda:
-    cxx_flags.append("-DPERTURBED_WITH_CUDA")
+    archs = os.environ.get("TORCH_CUDA_ARCH_LIST", "")  # empty: those of the visible GPUs
+    cxx_flags += ["-DPERTURBED_WITH_CUDA", f'-DPERTURBED_CUDA_ARCHS="{archs}"']
     sources += glob.glob("csrc/cuda/*.cu")
 
 setup(

@@ -45,8 +45,8 @@ void dense_linear_cpu_(Tensor y, const Tensor x, const Tensor key, const Tensor 
       const TensorNoise noise(key, weight_stream, 0, directions);
       const T* in = static_cast<const T*>(x.const_data_ptr());
       if (rademacher && std::is_same_v<A, float> && s.sources * s.tokens >= kLookupRows) {
-        const SignPanels panels(in, s);
-        SignProducts<T>{s, kernels(), noise, panels, out, static_cast<float>(scale)}.run();
+        const SharedPanels panels(in, s);
+        SignProducts<T>{s, kernels(), noise, in, panels, out, static_cast<float>(scale)}.run();
       } else {
         const bool in_registers = !rademacher && Forward<T>::draws_in_registers(s);
         const PackedRows<A> rows(in, x.size(0), s,
