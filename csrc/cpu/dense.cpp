@@ -41,21 +41,24 @@ void dense_linear_cpu_(Tensor y, const Tensor x, const Tensor key, const Tensor 
     using A = accumulator_t<T>;
     T* out = static_cast<T*>(y.mutable_data_ptr());
     const A scale = static_cast<A>(*sigma.const_data_ptr<double>());
-    if (weight_stream >= 0 && s.in > 0) {
-      const TensorNoise noise(key, weight_stream, 0, directions);
-      const T* in = static_cast<const T*>(x.const_data_ptr());
-      if (rademacher && std::is_same_v<A, float> && s.sources * s.tokens >= kLookupRows) {
-        const SharedPanels panels(in, s);
-        SignProducts<T>{s, kernels(), noise, in, panels, out, static_cast<float>(scale)}.run();
-      } else {
-        const bool in_registers = !rademacher && Forward<T>::draws_in_registers(s);
-        const PackedRows<A> rows(in, x.size(0), s,
-                                 in_registers ? RowOrder::kDraw : RowOrder::kNatural, rademacher);
-        Forward<T>{s, kernels(), noise, rows, out, scale}.run(rademacher);
-      }
-    }
+    std::vector<float> bias;
     if (bias_stream >= 0) {
-      add_bias_noise<T>(out, s, TensorNoise(key, bias_stream, 0, directions), scale, rademacher);
+      bias = draw_bias(TensorNoise(key, bias_stream, 0, directions), s.out, rademacher);
+    }
+    if (weight_stream < 0 || s.in == 0) {
+      if (!bias.empty()) add_bias(out, s, bias, scale);
+      return;
+    }
+    const TensorNoise noise(key, weight_stream, 0, directions);
+    const T* in = static_cast<const T*>(x.const_data_ptr());
+    if (rademacher && std::is_same_v<A, float> && s.sources * s.tokens >= kLookupRows) {
+      const SharedPanels panels(in, s);
+      SignProducts<T>{s, kernels(), noise, in, panels, bias, out, static_cast<float>(scale)}.run();
+    } else {
+      const bool in_registers = !rademacher && Forward<T>::draws_in_registers(s);
+      const PackedRows<A> rows(in, x.size(0), s,
+                               in_registers ? RowOrder::kDraw : RowOrder::kNatural, rademacher);
+      Forward<T>{s, kernels(), noise, rows, bias, out, scale}.run(rademacher);
     }
   });
 }

@@ -25,18 +25,20 @@ struct Forward {
   const CpuKernels& k;
   const TensorNoise& noise;
   const PackedRows<A>& x;
+  const std::vector<float>& bias;  // [D, m], or empty
   T* y;
   A sigma;
 
-  // y[.., o] += s_r sigma value(source * tokens + t) for every row of direction d.
+  // y[.., o] += s_r sigma (value(source * tokens + t) + e_d[o]) for every row of direction d.
   template <class Value>
   void add(int64_t d, int64_t o, Value value) const {
+    const A e = bias.empty() ? A(0) : static_cast<A>(bias[d * s.out + o]);
     for (int64_t r = 0; r < s.repeats; ++r) {
       const A scale = s.antithetic && r >= s.repeats / 2 ? -sigma : sigma;
       T* out = y + (r * s.directions + d) * s.tokens * s.out + o;
       for (int64_t t = 0; t < s.tokens; ++t) {
         out[t * s.out] = static_cast<T>(static_cast<A>(out[t * s.out]) +
-                                        scale * value(r % s.sources * s.tokens + t));
+                                        scale * (value(r % s.sources * s.tokens + t) + e));
       }
     }
   }
@@ -168,42 +170,49 @@ struct Forward {
   }
 };
 
-// Draws the vector `noise` of length `count` for direction d into `out` (room for whole batches).
-inline void draw_vector(const CpuKernels& k, const TensorNoise& noise, int64_t d, int64_t count,
-                        bool rademacher, const std::vector<PreparedBatch>& prepared,
-                        std::vector<uint32_t>& bits, std::vector<float>& out) {
-  const int64_t batches = static_cast<int64_t>(prepared.size());
-  if (!rademacher) {
-    k.normals(noise.launch, prepared.data(), batches, noise.directions[d], out.data());
-    return;
-  }
-  k.sign_bits(noise.launch, prepared.data(), batches, noise.directions[d], batches * kBatchBlocks,
-              bits.data());
-  for (int64_t i = 0; i < count; ++i) out[i] = sign_from_bit(bits[i / 32], i % 32);
-}
-
-template <class T>
-void add_bias_noise(T* y, const DenseLinearSizes& s, const TensorNoise& noise,
-                    accumulator_t<T> sigma, bool rademacher) {
-  using A = accumulator_t<T>;
+// Noise of a bias of length m for every direction: [D, m], the size of one row of y per direction.
+inline std::vector<float> draw_bias(const TensorNoise& noise, int64_t m, bool rademacher) {
   const CpuKernels& k = kernels();
-  const int64_t blocks = rademacher ? sign_blocks(1, s.out) : normal_blocks(1, s.out);
+  const int64_t directions = static_cast<int64_t>(noise.directions.size());
+  const int64_t blocks = rademacher ? sign_blocks(1, m) : normal_blocks(1, m);
   const int64_t batches = ceil_div(blocks, kBatchBlocks);
   std::vector<PreparedBatch> prepared(batches);
   (rademacher ? k.prepare_linear : k.prepare_normal)(noise.launch, 0, batches, prepared.data());
-  const int64_t grain = ceil_div<int64_t>(1 << 14, s.repeats * s.tokens * s.out);
-  torch::stable::parallel_for(0, s.directions, grain, [&](int64_t begin, int64_t end) {
-    std::vector<uint32_t> bits(rademacher ? batches * kBatchBlocks * 4 : 0);
-    std::vector<float> e(std::max(batches * kBatchBlocks * 4, s.out));
+  std::vector<float> bias(directions * m);
+  const int64_t grain = ceil_div<int64_t>(1 << 14, m);
+  torch::stable::parallel_for(0, directions, grain, [&](int64_t begin, int64_t end) {
+    const int64_t stride = batches * kBatchBlocks;
+    std::vector<uint32_t> bits(rademacher ? 4 * stride : 0);
+    std::vector<float> drawn(rademacher ? 0 : 4 * stride);
     for (int64_t d = begin; d < end; ++d) {
-      draw_vector(k, noise, d, s.out, rademacher, prepared, bits, e);
-      for (int64_t r = 0; r < s.repeats; ++r) {
-        const A scale = s.antithetic && r >= s.repeats / 2 ? -sigma : sigma;
-        for (int64_t t = 0; t < s.tokens; ++t) {
-          T* out = y + ((r * s.directions + d) * s.tokens + t) * s.out;
-          for (int64_t o = 0; o < s.out; ++o) {
-            out[o] = static_cast<T>(static_cast<A>(out[o]) + scale * static_cast<A>(e[o]));
-          }
+      float* e = bias.data() + d * m;
+      if (rademacher) {
+        k.sign_bits(noise.launch, prepared.data(), batches, noise.directions[d], stride,
+                    bits.data());
+        for (int64_t i = 0; i < m; ++i) e[i] = sign_from_bit(bits[i / 32], i % 32);
+      } else {
+        k.normals(noise.launch, prepared.data(), batches, noise.directions[d], drawn.data());
+        std::copy(drawn.begin(), drawn.begin() + m, e);
+      }
+    }
+  });
+  return bias;
+}
+
+// y += s sigma e_d, for a layer whose weight is not perturbed here.
+template <class T>
+void add_bias(T* y, const DenseLinearSizes& s, const std::vector<float>& bias,
+              accumulator_t<T> sigma) {
+  using A = accumulator_t<T>;
+  const int64_t grain = ceil_div<int64_t>(1 << 14, s.tokens * s.out);
+  torch::stable::parallel_for(0, s.repeats * s.directions, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      const A scale = s.antithetic && b / s.directions >= s.repeats / 2 ? -sigma : sigma;
+      const float* e = bias.data() + b % s.directions * s.out;
+      for (int64_t t = 0; t < s.tokens; ++t) {
+        T* out = y + (b * s.tokens + t) * s.out;
+        for (int64_t o = 0; o < s.out; ++o) {
+          out[o] = static_cast<T>(static_cast<A>(out[o]) + scale * static_cast<A>(e[o]));
         }
       }
     }

@@ -61,6 +61,7 @@ struct SignProducts {
   const TensorNoise& noise;
   const T* x;
   const SharedPanels& panels;
+  const std::vector<float>& bias;  // [D, m], or empty
   T* y;
   float sigma;
 
@@ -136,7 +137,15 @@ struct SignProducts {
     } else {
       transpose_panel(x, s, d, panel * kPanelRows, own_columns);
     }
+    const int64_t first_row = q * kSignBlockRows;
+    const int64_t rows = std::min(q_count * kSignBlockRows, s.out - first_row);
     std::fill(sums.begin(), sums.end(), 0.0f);
+    for (int64_t i = 0; i < d_count && !bias.empty(); ++i) {
+      for (int64_t o = 0; o < rows; ++o) {
+        std::fill_n(sums.data() + i * per_direction + o * kPanelRows, kPanelRows,
+                    bias[(d + i) * s.out + first_row + o]);
+      }
+    }
     for (int64_t word = 0; word < per_row; ++word) {
       k.sign_table(columns + word * kSignBlockCols * kPanelRows, table);
       for (int64_t i = 0; i < d_count; ++i) {
@@ -147,9 +156,8 @@ struct SignProducts {
         }
       }
     }
-    const int64_t rows = std::min(q_count * kSignBlockRows, s.out - q * kSignBlockRows);
     for (int64_t i = 0; i < d_count; ++i) {
-      add(sums.data() + i * per_direction, d + i, q * kSignBlockRows, rows, panel);
+      add(sums.data() + i * per_direction, d + i, first_row, rows, panel);
     }
   }
 };
