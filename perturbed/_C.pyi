@@ -13,8 +13,6 @@ class BuildInfo(TypedDict):
     cuda_archs: str  # as TORCH_CUDA_ARCH_LIST
     optimised: bool
 
-__file__: str
-
 def splitmix64(seed: int) -> int: ...
 
 # Keys are 64 bits, as the signed integer of a key tensor or as an unsigned one. [N, 4] -> [N, 4]
