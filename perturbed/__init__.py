@@ -7,7 +7,7 @@ Every row of the batch sees its own weights ``W + s E_d``, and no ``E_d`` is eve
 import torch  # noqa: F401  (the extension links against its libraries)
 
 try:
-    from . import _C
+    from ._C import build_info as _build_info  # noqa: F401  (loading _C registers the operators)
 except ImportError as error:
     raise ImportError(
         "perturbed: the compiled extension is missing or does not fit this torch; build it with\n"
@@ -15,7 +15,7 @@ except ImportError as error:
         f"({error})"
     ) from error
 
-from . import _ops  # registers fake kernels and derivatives before the first call
+from . import _ops as _ops  # registers fake kernels and derivatives before the first call
 from .model import PerturbedModel
 from .nn import PerturbedLinear, convert, revert
 from .noise import Dense
