@@ -67,7 +67,7 @@ install: $(EXTENSION) ## make `import perturbed` work from any folder in .venv
 	$(PY) -m pip install --no-build-isolation --no-deps --editable .
 
 demo: $(EXTENSION) ## train a network of hard signs on MNIST digits
-	$(PY) docs/examples/nes_mnist.py $(ARGS)
+	PYTHONPATH=. $(PY) docs/examples/nes_mnist.py $(ARGS)
 
 # ---- tests ------------------------------------------------------------------------------------
 
