@@ -122,7 +122,8 @@ def assert_close(actual, plain, expected, rademacher):
             actual, expected, rtol=0, atol=64 * eps * float(expected.abs().max())
         )
     else:
-        # Signs are summed as 2 sum(set) - sum(all): two sums instead of one, twice the error.
+        # Signs are summed as twice (the set ones less half of all), a rounding more than a product;
+        # 2 holds but for three values summed in four lanes (3.1).
         assert_close_to_reference(actual, plain, expected, factor=4.0 if rademacher else 2.0)
 
 
@@ -238,10 +239,10 @@ def test_reference_in_chunks_of_directions(monkeypatch):
 
 @each_distribution
 def test_one_sided_values_lose_little(capability, rademacher, fast_noise):
-    """Pixels and raw losses have a mean, which the two sums of the signs must cancel.
+    """Pixels and raw losses have a mean, which the half sums of the signs must cancel.
 
     The errors are roundings of sums as large as sigma sum |x| and sigma sum |w|; the worst seen
-    over six seeds are 2.1 and 9.9 eps of these (signs), 0.3 and 1.4 eps (normals).
+    over six seeds are 1.1 and 1.6 eps of these (signs), 0.3 and 1.4 eps (normals).
     """
     eps = torch.finfo(torch.float32).eps
     case = Case(2, 7, 1, 10, 784, bias_stream=-1)
@@ -253,11 +254,11 @@ def test_one_sided_values_lose_little(capability, rademacher, fast_noise):
     _ops.dense_linear_(y, x, *arguments)
     _ops.dense_estimate_(grad, weights, key, sigma, WEIGHT, rademacher, False)
     expected = reference.dense_linear(torch.zeros_like(y).double(), x.double(), *arguments)
-    assert (y - expected).abs().max() <= 4 * eps * SIGMA * x.sum(-1).max()
+    assert (y - expected).abs().max() <= 2 * eps * SIGMA * x.sum(-1).max()
     expected = reference.dense_estimate(
         grad.double(), weights.double(), key, sigma, WEIGHT, rademacher, False
     )
-    assert (grad - expected).abs().max() <= 16 * eps * SIGMA * weights.sum()
+    assert (grad - expected).abs().max() <= 3 * eps * SIGMA * weights.sum()
 
 
 # ---- bitwise -----------------------------------------------------------------------------------

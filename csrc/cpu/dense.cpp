@@ -118,11 +118,9 @@ void sign_estimate(T* grad, int64_t rows, int64_t cols, const accumulator_t<T>* 
   const int64_t per_row = sign_blocks_per_row(cols), blocks = sign_blocks(rows, cols);
   const int64_t padded = round_up(count, kBatchBlocks);
   std::vector<uint32_t> e(padded), g(padded), h(padded);
-  double total = 0;
   for (int64_t d = 0; d < count; ++d) {
     const PhiloxDirection direction = noise.directions[d];
     e[d] = direction.e, g[d] = direction.g, h[d] = direction.h;
-    total += w[d];
   }
   const DirectionArrays directions{e.data(), g.data(), h.data()};
   parallel_for(0, blocks, 8, [&](int64_t begin, int64_t end) {
@@ -139,8 +137,7 @@ void sign_estimate(T* grad, int64_t rows, int64_t cols, const accumulator_t<T>* 
       const int64_t cols_here = std::min<int64_t>(kSignBlockCols, cols - i);
       for (int64_t j = 0; j < rows_here; ++j) {
         for (int64_t c = 0; c < cols_here; ++c) {
-          const A sum = 2 * sums[kSignBlockCols * j + c] - static_cast<A>(total);
-          assign(grad + (o + j) * cols + i + c, accumulate, sigma * sum);
+          assign(grad + (o + j) * cols + i + c, accumulate, sigma * sums[kSignBlockCols * j + c]);
         }
       }
     }

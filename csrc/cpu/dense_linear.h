@@ -127,15 +127,15 @@ struct Forward {
           if constexpr (std::is_same_v<A, double>) {
             k.bit_sum_double(bits, stride_bits, rows, stride, count, per_row * 32, out);
           } else {
-            k.bit_sum(bits, stride_bits, rows, stride, count, per_row * 32, out);
+            const int64_t row = x_row(first / s.tokens, d) * s.tokens;
+            const int64_t step = s.tokens == 1 && !s.shared ? s.directions : 1;
+            k.bit_sum(bits, stride_bits, rows, stride, x.halves.data() + row * x.halves_stride,
+                      step * x.halves_stride, count, per_row * 32, out);
           }
         });
         const int64_t rows_here = std::min<int64_t>(4, s.out - 4 * q);
         for (int64_t j = 0; j < rows_here; ++j) {
-          add(d, 4 * q + j, [&](int64_t i) {
-            const int64_t row_of_x = x_row(i / s.tokens, d) * s.tokens + i % s.tokens;
-            return 2 * products[4 * i + j] - x.sums[row_of_x];
-          });
+          add(d, 4 * q + j, [&](int64_t i) { return products[4 * i + j]; });
         }
       }
     }

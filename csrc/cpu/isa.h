@@ -191,7 +191,9 @@ static void sign_estimate(const PhiloxLaunch& launch_in, uint32_t block, Directi
     alignas(64) uint32_t bits[4][kLanes];
     for (int j = 0; j < 4; ++j) Simd::store_u(bits[j], words[j][0]);
     const int here = count - i < kLanes ? static_cast<int>(count - i) : kLanes;
+    float half = 0;
     for (int k = 0; k < here; ++k) {
+      half += 0.5f * w[i + k];
       const F weight = Simd::set1(w[i + k]);
 #pragma GCC unroll 4
       for (int j = 0; j < kSignBlockRows; ++j) {
@@ -201,10 +203,15 @@ static void sign_estimate(const PhiloxLaunch& launch_in, uint32_t block, Directi
         }
       }
     }
+    // +-w is twice (the set ones less half of all): so one-sided weights do not cancel at the end.
+    for (auto& row : sum) {
+      for (F& value : row) value = Simd::sub(value, Simd::set1(half));
+    }
   }
   for (int j = 0; j < kSignBlockRows; ++j) {
-    for (int v = 0; v < kVectors; ++v)
-      Simd::store(out + kSignBlockCols * j + kLanes * v, sum[j][v]);
+    for (int v = 0; v < kVectors; ++v) {
+      Simd::store(out + kSignBlockCols * j + kLanes * v, Simd::add(sum[j][v], sum[j][v]));
+    }
   }
 }
 
@@ -222,7 +229,7 @@ static void sign_estimate_double(const PhiloxLaunch& launch, uint32_t block,
     for (int k = 0; k < here; ++k) {
       for (int j = 0; j < kSignBlockRows; ++j) {
         for (int b = 0; b < kSignBlockCols; ++b) {
-          sum[kSignBlockCols * j + b] += bits[j][k] >> b & 1u ? w[i + k] : 0.0;
+          sum[kSignBlockCols * j + b] += bits[j][k] >> b & 1u ? w[i + k] : -w[i + k];
         }
       }
     }
@@ -276,38 +283,58 @@ static void dot_double(const float* e, const double* x, int64_t x_stride, int64_
   }
 }
 
+constexpr int64_t kHalfSumWords = kHalfSumColumns / 32;
+
+static void half_sums(const float* x, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; i += kHalfSumColumns, out += kHalfSumSize) {
+    const int64_t end = i + kHalfSumColumns < n ? i + kHalfSumColumns : n;
+    F sum = Simd::zero();
+    for (int64_t k = i; k < end; k += kLanes) sum = Simd::add(sum, Simd::load(x + k));
+    Simd::store(out, Simd::mul(sum, Simd::set1(0.5f)));
+  }
+}
+
 template <int R>
 static void bit_sum_rows(const uint32_t* bits, int64_t bits_stride, const float* x,
-                         int64_t x_stride, int64_t n, float* out) {
+                         int64_t x_stride, const float* halves, int64_t halves_stride, int64_t n,
+                         float* out) {
   constexpr int kVectors = 32 / kLanes;
   F sum[R][4];
   for (auto& row : sum) {
     for (F& value : row) value = Simd::zero();
   }
-  for (int64_t word = 0; word < n / 32; ++word) {
+  for (int64_t first = 0; first < n / 32; first += kHalfSumWords, halves += kHalfSumSize) {
+    const int64_t last = first + kHalfSumWords < n / 32 ? first + kHalfSumWords : n / 32;
+    for (int64_t word = first; word < last; ++word) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
+      for (int v = 0; v < kVectors; ++v) {
 #pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) {
-        const F value = Simd::load(x + r * x_stride + 32 * word + kLanes * v);
+        for (int r = 0; r < R; ++r) {
+          const F value = Simd::load(x + r * x_stride + 32 * word + kLanes * v);
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) {
-          sum[r][j] = Simd::add_where(sum[r][j], value, bits + j * bits_stride + word, v);
+          for (int j = 0; j < 4; ++j) {
+            sum[r][j] = Simd::add_where(sum[r][j], value, bits + j * bits_stride + word, v);
+          }
         }
       }
     }
+    PT_UNROLL for (int r = 0; r < R; ++r) {
+      const F half = Simd::load(halves + r * halves_stride);
+      PT_UNROLL for (int j = 0; j < 4; ++j) sum[r][j] = Simd::sub(sum[r][j], half);
+    }
   }
   for (int r = 0; r < R; ++r) {
-    for (int j = 0; j < 4; ++j) out[4 * r + j] = Simd::sum(sum[r][j]);
+    for (int j = 0; j < 4; ++j) out[4 * r + j] = 2.0f * Simd::sum(sum[r][j]);
   }
 }
 
 static void bit_sum(const uint32_t* bits, int64_t bits_stride, const float* x, int64_t x_stride,
-                    int64_t rows, int64_t n, float* out) {
-  for (; rows >= 2; rows -= 2, x += 2 * x_stride, out += 8) {
-    bit_sum_rows<2>(bits, bits_stride, x, x_stride, n, out);
+                    const float* halves, int64_t halves_stride, int64_t rows, int64_t n,
+                    float* out) {
+  for (; rows >= 2; rows -= 2, x += 2 * x_stride, halves += 2 * halves_stride, out += 8) {
+    bit_sum_rows<2>(bits, bits_stride, x, x_stride, halves, halves_stride, n, out);
   }
-  if (rows == 1) bit_sum_rows<1>(bits, bits_stride, x, x_stride, n, out);
+  if (rows == 1) bit_sum_rows<1>(bits, bits_stride, x, x_stride, halves, halves_stride, n, out);
 }
 
 static void bit_sum_double(const uint32_t* bits, int64_t bits_stride, const double* x,
@@ -317,7 +344,7 @@ static void bit_sum_double(const uint32_t* bits, int64_t bits_stride, const doub
       double sum[8] = {};
       for (int64_t i = 0; i < n; i += 8) {
         const uint32_t byte = bits[j * bits_stride + i / 32] >> (i % 32);
-        for (int c = 0; c < 8; ++c) sum[c] += byte >> c & 1u ? x[i + c] : 0.0;
+        for (int c = 0; c < 8; ++c) sum[c] += byte >> c & 1u ? x[i + c] : -x[i + c];
       }
       out[4 * r + j] =
           ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
@@ -394,6 +421,7 @@ static constexpr CpuKernels table(const char* name) {
           dot_double,
           bit_sum,
           bit_sum_double,
+          half_sums,
           sign_table,
           sign_lookup,
           add_column,

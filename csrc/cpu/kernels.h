@@ -17,6 +17,11 @@ constexpr int64_t kRowPadding = 32;
 // Blocks are drawn in batches of this size; buffers of words or normals hold whole batches.
 constexpr int64_t kBatchBlocks = 16;
 
+// A sum of +-x is taken as twice the sum over the set bits less the sum of all. To keep that from
+// cancelling, half the sum is subtracted every so many columns.
+constexpr int64_t kHalfSumColumns = 256;
+constexpr int64_t kHalfSumSize = 16;
+
 // Rows of x that one pass of `sign_lookup` serves, and the size of its table.
 constexpr int64_t kPanelRows = 32;
 constexpr int64_t kSignTableSize = 8 * 16 * kPanelRows;
@@ -58,12 +63,14 @@ struct CpuKernels {
               float* out);
   void (*dot_double)(const float* e, const double* x, int64_t x_stride, int64_t rows, int64_t n,
                      double* out);
-  // out[4 * r + j] = sum of x[r * x_stride + i] over the set bits i < n of bit string j (at
-  // bits + j * bits_stride), n a multiple of 32.
+  // out[4 * r + j] = sum_i (bit i of bit string j ? x : -x)[r * x_stride + i], i < n, a multiple of 32;
+  // bit string j is at bits + j * bits_stride. `halves` holds x's half sums, see `half_sums`.
   void (*bit_sum)(const uint32_t* bits, int64_t bits_stride, const float* x, int64_t x_stride,
-                  int64_t rows, int64_t n, float* out);
+                  const float* halves, int64_t halves_stride, int64_t rows, int64_t n, float* out);
   void (*bit_sum_double)(const uint32_t* bits, int64_t bits_stride, const double* x,
                          int64_t x_stride, int64_t rows, int64_t n, double* out);
+  // Half the sum of every kHalfSumColumns columns of a row of x, lane by lane: kHalfSumSize each.
+  void (*half_sums)(const float* x, int64_t n, float* out);
 
   // The same product for many rows of x by table lookup (see isa.h). `x` holds 32 columns of a
   // panel: [32][kPanelRows]; `table` gets the signed sums of its groups of four columns.
@@ -80,7 +87,7 @@ struct CpuKernels {
                           const float* w, int64_t directions, float* out);
   void (*normal_estimate_double)(const PhiloxLaunch&, const PreparedBatch*, const PhiloxDirection*,
                                  const double* w, int64_t directions, double* out);
-  // out[32 * row + column] = sum of w[d] over the directions whose bit is set, for one block.
+  // out[32 * row + column] = sum_d +-w[d] for one block.
   void (*sign_estimate)(const PhiloxLaunch&, uint32_t block, DirectionArrays, const float* w,
                         int64_t directions, float* out);
   void (*sign_estimate_double)(const PhiloxLaunch&, uint32_t block, DirectionArrays,
