@@ -153,11 +153,14 @@ def test_gradients(repeats):
         same(fast, eager)
 
 
+@pytest.mark.parametrize(
+    "sizes", [(2, 4, 8), pytest.param((24, 6, 26), marks=pytest.mark.slow)], ids=str
+)
 @torch.no_grad()
-def test_batches_of_other_sizes():
+def test_batches_of_other_sizes(sizes):
     _, pm = population()
     fast = Counter().compile(pm, dynamic=True)
-    for repeats in (2, 4, 6, 30, 8):
+    for repeats in sizes:
         x = inputs(repeats)
         same(fast(x), pm(x))
     with pytest.raises(ValueError, match="R"):

@@ -182,25 +182,25 @@ class Dense(NoiseFamily):
             y = y.clone()
         each = max(1, SCRATCH_BYTES // (out * cols * x.element_size()))
         repeats = y.shape[0] // directions
-        plus = repeats // 2 if antithetic else repeats
-        rows = y.view(repeats, directions, tokens, out)
+        signs = torch.ones(repeats, 1, 1, 1, dtype=y.dtype, device=y.device)
+        if antithetic:
+            signs[repeats // 2 :] = -1
+        if shared:  # (copies, N, D, T, out)
+            rows = y.view(-1, x.shape[0], directions, tokens, out)
+            signs = signs.view(-1, x.shape[0], 1, 1, 1)
+        else:  # (R, D, T, out)
+            rows = y.view(-1, directions, tokens, out)
         for first in range(0, directions, each):
             count = min(each, directions - first)
             noise = self.materialise(site, site.weight, first, count, out, cols, x) * sigma
-            part = rows[:, first : first + count]
             if shared:
                 product = x.flatten(0, 1) @ noise.flatten(0, 1).t()  # (N * T, count * out)
                 product = product.view(-1, tokens, count, out).transpose(1, 2)
-                sources = product.shape[0]
-                for start in range(0, repeats, sources):
-                    split = min(max(plus - start, 0), sources)
-                    part[start : start + split] += product[:split]
-                    part[start + split : start + sources] -= product[split:]
             else:
-                here = x.view(repeats, directions, tokens, cols)[:, first : first + count]
+                here = x.view(-1, directions, tokens, cols)[:, first : first + count]
                 here = here.transpose(0, 1).flatten(1, 2)  # (count, R * T, in)
                 product = torch.bmm(here, noise.transpose(1, 2))
-                product = product.view(count, repeats, tokens, out).transpose(0, 1)
-                part[:plus] += product[:plus]
-                part[plus:] -= product[plus:]
+                product = product.view(count, -1, tokens, out).transpose(0, 1)
+            # Both signs in one pass; slices of a symbolic R take torch.compile a minute.
+            rows[..., first : first + count, :, :].addcmul_(product, signs)
         return y
