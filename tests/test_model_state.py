@@ -9,6 +9,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from zoo import KINDS, D, Tied, inputs, mlp, population, same
 
 import perturbed
@@ -261,6 +262,17 @@ def test_free_memory_is_not_the_end():
     fresh.free_memory()  # before the first draw, too
     fresh.set_noise()
     fresh(torch.ones(D, 6))
+
+
+def test_fake_tensors_are_not_kept():
+    """A memory estimate, for one, runs the model without data."""
+    _, pm = population()
+    x = inputs()
+    y = pm(x)
+    pm.free_memory()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert pm(torch.empty(2 * D, 6, dtype=torch.float64)).shape == y.shape
+    assert_bitwise_equal(pm(x), y)
 
 
 def test_a_model_in_the_meta_device_is_only_a_shape():

@@ -87,12 +87,17 @@ class PerturbedLinear(PerturbedLayer, nn.Linear):
             base = replicate_rows(base, short.copies, short.directions)
         if base.numel() == 0:
             return base
-        # (B, *, n) -> (B, T, n); the base product is ours alone, so the noise goes into it in
-        # place.
-        y = base.reshape(base.shape[0], -1, base.shape[-1])
-        x = rows.reshape(rows.shape[0], y.shape[1], rows.shape[-1])
+        # The base product is ours alone, so the noise goes into it in place.
+        y, x = with_tokens(base).contiguous(), with_tokens(rows)
+        if x.dtype != y.dtype:  # autocast
+            x = x.to(y.dtype)
         if x.shape[-1] > 1 and x.stride(-1) != 1:
             x = x.contiguous()
-        self.noise.allocate(self.weight.detach(), self.site)
-        y = self.noise.add_linear(y.contiguous(), x.to(y.dtype), self.site, short is not None)
-        return y.view(base.shape)
+        self.noise.allocate(self.weight, self.site)
+        y = self.noise.add_linear(y, x, self.site, short is not None)
+        return y.squeeze(1) if base.dim() == 2 else y.view(base.shape)
+
+
+def with_tokens(rows: Tensor) -> Tensor:
+    """Return (B, *, n) as (B, T, n); T is 1 without further dimensions."""
+    return rows.unsqueeze(1) if rows.dim() == 2 else rows.flatten(1, -2)

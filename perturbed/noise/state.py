@@ -80,18 +80,19 @@ class NoiseState:
 
     def tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return ``key`` ((3,) int64) and ``sigma`` (() float64) on ``device``."""
-        if device not in self._tensors:
-            self._make_tensors(device)
-        return self._tensors[device]
+        made = self._tensors.get(device)
+        return self._make_tensors(device) if made is None else made
 
     # Traced, the numbers would become constants of the graph.
     @torch.compiler.disable
-    def _make_tensors(self, device: torch.device) -> None:
-        # Ordinary tensors, whatever mode the caller is in: they are updated in place later.
+    def _make_tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        # Ordinary tensors, though the caller is in inference mode: they are updated in place later.
         with torch.inference_mode(False):
             key = torch.tensor(self._key(), dtype=torch.int64, device=device)
             sigma = torch.tensor(self.sigma, dtype=torch.float64, device=device)
-        self._tensors[device] = key, sigma
+        if type(key) is Tensor:  # not what a mode such as FakeTensorMode hands out
+            self._tensors[device] = key, sigma
+        return key, sigma
 
     def _key(self) -> list[int]:
         return [_C.splitmix64(self.seed), max(self.generation, 0), self.first_direction]
