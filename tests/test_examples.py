@@ -102,7 +102,7 @@ def test_time_ends_a_run_and_costs_are_reported(nes_mnist, tmp_path, capsys):
     # 50,890 parameters of 4 bytes: the largest tensor, or four directions, or one.
     assert rows == {
         "perturbed (this run)": ["0.80", "MB"],
-        "noise stored, batched matmul": ["0.81", "MB"],
+        "noise stored, baddbmm": ["0.81", "MB"],
         "loop over the members": ["0.20", "MB"],
     }
 
