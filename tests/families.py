@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from perturbed import Dense, PerturbedLinear
+from perturbed import Dense, PerturbedLinear, PerturbedModel
 from perturbed.nn import PerturbedLayer
 
 
@@ -14,6 +14,9 @@ def _linear(**options) -> Callable[..., PerturbedLayer]:
 
     return make
 
+
+SIGMA = 0.3
+IN, OUT, D = 6, 5, 3
 
 # Name -> function of (in_features, out_features, directions, bias=, dtype=).
 LINEAR: dict[str, Callable[..., PerturbedLayer]] = {
@@ -40,3 +43,12 @@ def signs(rows: int, directions: int, negated: bool) -> torch.Tensor:
     repeats = rows // directions
     s = [-1.0 if negated and b // directions >= repeats / 2 else 1.0 for b in range(rows)]
     return torch.tensor(s, dtype=torch.float64)
+
+
+def population(family="dense-normal", antithetic=None, directions=D, **arguments):
+    """Make a layer of a family, float64 unless told otherwise, and its model with noise drawn."""
+    arguments = {"dtype": torch.float64, **arguments}
+    layer = LINEAR[family](IN, OUT, directions, **arguments)
+    pm = PerturbedModel(layer, directions, antithetic=antithetic, sigma=SIGMA, seed=5)
+    pm.set_noise()
+    return layer, pm

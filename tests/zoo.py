@@ -174,6 +174,6 @@ def inputs(repeats: int = 2) -> Tensor:
     return torch.randn(repeats * D, 6, dtype=torch.float64)
 
 
-def same(actual: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
+def same(actual: Tensor, expected: Tensor, tolerance: float = 1e-11) -> None:
     """Assert equality up to the order of float64 sums."""
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
