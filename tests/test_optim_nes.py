@@ -466,10 +466,10 @@ def test_a_run_saved_between_ask_and_tell_resumes_there():
     values = torch.randn(2, 8)
     pm, nes = make()
     nes.ask()
-    state, weights = nes.state_dict(), copy.deepcopy(pm.state_dict())
+    state, weights = nes.state_dict(), copy.deepcopy(pm.model.state_dict())
     nes.tell(values)
     again, resumed = make(seed=5)
-    again.load_state_dict(weights)
+    again.model.load_state_dict(weights)  # the draw comes with the state of NES
     resumed.load_state_dict(state)
     resumed.tell(values)
     assert torch.equal(pm.model.weight, again.model.weight)
