@@ -67,7 +67,7 @@ install: $(EXTENSION) ## make `import perturbed` work from any folder in .venv
 	$(PY) -m pip install --no-build-isolation --no-deps --editable .
 
 # Threads that sleep at a barrier instead of spinning: several times faster where others use the
-# machine too, and no slower where nobody does.
+# machine too, a few per cent slower where nobody does.
 demo test test-all: export OMP_WAIT_POLICY ?= PASSIVE
 
 demo: $(EXTENSION) ## train a network of hard signs on MNIST digits
