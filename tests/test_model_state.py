@@ -212,6 +212,16 @@ def test_stored_noise_is_held_from_its_first_use_to_the_next_draw(dtype):
     assert held(pm) == 0
 
 
+def test_stored_noise_follows_a_move():
+    """It has the parameter's dtype, and its device."""
+    _, pm = population(noise=Dense(storage="stored"))
+    pm(inputs())
+    pm.bfloat16()
+    assert held(pm) == 0
+    pm(inputs().bfloat16())
+    assert {noise.dtype for noise in pm.state.held.values()} == {torch.bfloat16}
+
+
 def test_tied_weights_are_held_once():
     net = perturbed.convert(Tied(), D, Dense(storage="stored"))
     pm = PerturbedModel(net, D)

@@ -151,11 +151,9 @@ class Dense(NoiseFamily):
         key, _ = state.tensors(weight.device)
         rows, cols = matrix_shape(weight)
         dtype = self.dtype or weight.dtype
-        # Kept beyond an inference_mode block that the first use may be in.
-        with torch.inference_mode(False):
-            state.held[site.weight] = _ops.dense_materialise(
-                key, site.weight, 0, state.directions, rows, cols, self.rademacher, dtype
-            )
+        state.held[site.weight] = _ops.dense_materialise(
+            key, site.weight, 0, state.directions, rows, cols, self.rademacher, dtype
+        )
 
     def _kernel_beats_blas(self, y: Tensor, shared: bool) -> bool:
         """Whether the kernel is the fastest way for any number of rows (csrc/cpu/sign_panels.h).
