@@ -25,7 +25,7 @@ using torch::stable::parallel_for;
 
 constexpr int64_t kEstimateBlocks = 2 * kBatchBlocks;
 // Rows of x per direction from which the table lookup of sign_panels.h beats masked sums.
-constexpr int64_t kLookupRows = 12;
+constexpr int64_t kPanelLookupRows = 12;
 
 // ---- forward -----------------------------------------------------------------------------------
 
@@ -51,13 +51,14 @@ void dense_linear_cpu_(Tensor y, const Tensor x, const Tensor key, const Tensor 
     }
     const TensorNoise noise(key, weight_stream, 0, directions);
     const T* in = static_cast<const T*>(x.const_data_ptr());
-    if (rademacher && std::is_same_v<A, float> && s.sources * s.tokens >= kLookupRows) {
+    if (rademacher && std::is_same_v<A, float> && s.sources * s.tokens >= kPanelLookupRows) {
       const SharedPanels panels(in, s);
       SignProducts<T>{s, kernels(), noise, in, panels, bias, out, static_cast<float>(scale)}.run();
     } else {
       const bool in_registers = !rademacher && Forward<T>::draws_in_registers(s);
       const PackedRows<A> rows(in, x.size(0), s,
-                               in_registers ? RowOrder::kDraw : RowOrder::kNatural, rademacher);
+                               in_registers ? RowOrder::kDraw : RowOrder::kNatural,
+                               rademacher && !Forward<T>::looks_up(s));
       Forward<T>{s, kernels(), noise, rows, bias, out, scale}.run(rademacher);
     }
   });

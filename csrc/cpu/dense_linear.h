@@ -15,6 +15,7 @@
 namespace perturbed {
 
 constexpr int64_t kChunkBlocks = 512;   // blocks drawn at once: 8 KiB of normals or of sign bits
+constexpr int64_t kLookupGroup = 1024;  // outputs that share one making of x's tables
 constexpr int64_t kDirectionTile = 64;  // directions that share one preparation of their blocks
 
 // What one task of the forward pass works with.
@@ -141,7 +142,62 @@ struct Forward {
     }
   }
 
+  // Signs of many outputs: looked up from tables of x's signed sums, 64 rows of E_d at a time.
+  static bool looks_up(const DenseLinearSizes& s) {
+    return std::is_same_v<A, float> && s.out >= kLookupRows;
+  }
+
+  // Rows [o, o_end) of E_d for direction d.
+  void lookup_task(int64_t d, int64_t o, int64_t o_end, std::vector<float>& tables,
+                   float* products) const {
+    if constexpr (std::is_same_v<A, float>) {
+      const int64_t per_row = sign_blocks_per_row(s.in), size = 4 * x.width;
+      each_row(d, [&](const float* rows, int64_t stride, int64_t count, int64_t first) {
+        for (int64_t i = 0; i < count; ++i) {
+          k.row_tables(rows + i * stride, x.width, tables.data() + (first + i) * size);
+        }
+      });
+      const int64_t count = s.sources * s.tokens;
+      for (; o < o_end; o += kLookupRows) {
+        const uint32_t block = static_cast<uint32_t>(o / kSignBlockRows * per_row);
+        const int64_t here = std::min(kLookupRows, s.out - o);
+        for (int64_t i = 0; i < count; i += 2) {
+          const int64_t pair = std::min<int64_t>(2, count - i);
+          k.lookup_rows(noise.launch, block, per_row, noise.directions[d], tables.data() + i * size,
+                        pair, products);
+          for (int64_t p = 0; p < pair; ++p) add_row(d, o, here, i + p, products + p * kLookupRows);
+        }
+      }
+    }
+  }
+
+  // y[.., o : o + count] += s_r sigma (values + e_d) for the rows of y that read row i of x.
+  void add_row(int64_t d, int64_t o, int64_t count, int64_t i, const A* values) const {
+    for (int64_t r = i / s.tokens; r < s.repeats; r += s.sources) {
+      const A scale = s.antithetic && r >= s.repeats / 2 ? -sigma : sigma;
+      T* out = y + ((r * s.directions + d) * s.tokens + i % s.tokens) * s.out + o;
+      const float* e = bias.empty() ? nullptr : bias.data() + d * s.out + o;
+      for (int64_t c = 0; c < count; ++c) {
+        const A value = values[c] + (e ? static_cast<A>(e[c]) : A(0));
+        out[c] = static_cast<T>(static_cast<A>(out[c]) + scale * value);
+      }
+    }
+  }
+
+  void run_lookups() const {
+    const int64_t groups = ceil_div(s.out, kLookupGroup);
+    torch::stable::parallel_for(0, s.directions * groups, 1, [&](int64_t begin, int64_t end) {
+      std::vector<float> tables(s.sources * s.tokens * 4 * x.width);
+      float products[2 * kLookupRows];
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t o = task % groups * kLookupGroup;
+        lookup_task(task / groups, o, std::min(o + kLookupGroup, s.out), tables, products);
+      }
+    });
+  }
+
   void run(bool rademacher) const {
+    if (rademacher && looks_up(s)) return run_lookups();
     const bool in_registers = !rademacher && draws_in_registers(s);
     const int64_t per_row = rademacher ? sign_blocks_per_row(s.in) : normal_blocks_per_row(s.in);
     const int64_t rows = rademacher ? ceil_div<int64_t>(s.out, kSignBlockRows) : s.out;

@@ -352,6 +352,64 @@ static void bit_sum_double(const uint32_t* bits, int64_t bits_stride, const doub
   }
 }
 
+// The table of four columns: entry p is the sum of x[k] with the signs of p's bits.
+static void row_tables(const float* x, int64_t n, float* tables) {
+  for (int64_t i = 0; i < n; i += 4, tables += 16) {
+    const float low[4] = {-x[i] - x[i + 1], x[i] - x[i + 1], x[i + 1] - x[i], x[i] + x[i + 1]};
+    const float high[4] = {-x[i + 2] - x[i + 3], x[i + 2] - x[i + 3], x[i + 3] - x[i + 2],
+                           x[i + 2] + x[i + 3]};
+    for (int p = 0; p < 16; ++p) tables[p] = low[p & 3] + high[p >> 2];
+  }
+}
+
+// Lanes are block rows: word j of a lane holds 32 signs of its row j, and four of them choose among
+// the 16 sums of their columns. No sign is ever turned into a mask.
+template <int R>
+static void lookup_rows_of(const PhiloxLaunch& launch_in, uint32_t block, int64_t per_row,
+                           PhiloxDirection direction, const float* tables, float* out) {
+  const PhiloxLaunch launch = launch_in;
+  const Directions d = broadcast(direction);
+  const int64_t stride = per_row * 8 * 16;  // from one row's tables to the next's
+  for (int part = 0; part < kParts; ++part) {
+    alignas(64) uint32_t blocks[kLanes];
+    Simd::store_u(blocks, Simd::block_order());  // so that `interleave` leaves rows in order
+    for (uint32_t& b : blocks) {
+      b = block + (static_cast<uint32_t>(part * kLanes) + b) * static_cast<uint32_t>(per_row);
+    }
+    U c1 = Simd::load_u(blocks);
+    F sum[R][4];
+    PT_UNROLL for (int r = 0; r < R; ++r) {
+      PT_UNROLL for (int j = 0; j < 4; ++j) sum[r][j] = Simd::zero();
+    }
+    const float* table = tables;
+    for (int64_t b = 0; b < per_row; ++b, c1 = Simd::add_u(c1, Simd::set1_u(1))) {
+      const Counters c[1] = {prepare(launch, c1)};
+      U w[4][1];
+      finish(c, d, launch, w);
+      for (int group = 0; group < 8; ++group, table += 16) {
+        PT_UNROLL for (int j = 0; j < 4; ++j) {
+          PT_UNROLL for (int r = 0; r < R; ++r) {
+            sum[r][j] = Simd::add(sum[r][j], Simd::lookup16(table + r * stride, w[j][0]));
+          }
+          w[j][0] = Simd::template shr<4>(w[j][0]);
+        }
+      }
+    }
+    PT_UNROLL for (int r = 0; r < R; ++r) {
+      Simd::interleave(sum[r]);
+      PT_UNROLL for (int k = 0; k < 4; ++k) {
+        Simd::store(out + r * kLookupRows + 4 * kLanes * part + kLanes * k, sum[r][k]);
+      }
+    }
+  }
+}
+
+static void lookup_rows(const PhiloxLaunch& launch, uint32_t block, int64_t per_row,
+                        PhiloxDirection direction, const float* tables, int64_t rows, float* out) {
+  (rows == 2 ? lookup_rows_of<2> : lookup_rows_of<1>)(launch, block, per_row, direction, tables,
+                                                      out);
+}
+
 // ---- sign products by table --------------------------------------------------------------------
 //
 // Four columns of x admit 16 signed sums. With those of a panel of 32 rows in a table, four columns
@@ -421,6 +479,8 @@ static constexpr CpuKernels table(const char* name) {
           dot_double,
           bit_sum,
           bit_sum_double,
+          row_tables,
+          lookup_rows,
           half_sums,
           sign_table,
           sign_lookup,

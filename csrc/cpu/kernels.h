@@ -22,6 +22,9 @@ constexpr int64_t kBatchBlocks = 16;
 constexpr int64_t kHalfSumColumns = 256;
 constexpr int64_t kHalfSumSize = 16;
 
+// Rows of signs that one call of `lookup_rows` serves.
+constexpr int64_t kLookupRows = 64;
+
 // Rows of x that one pass of `sign_lookup` serves, and the size of its table.
 constexpr int64_t kPanelRows = 32;
 constexpr int64_t kSignTableSize = 8 * 16 * kPanelRows;
@@ -69,6 +72,12 @@ struct CpuKernels {
                   const float* halves, int64_t halves_stride, int64_t rows, int64_t n, float* out);
   void (*bit_sum_double)(const uint32_t* bits, int64_t bits_stride, const double* x,
                          int64_t x_stride, int64_t rows, int64_t n, double* out);
+  // The same by lookup over the rows of signs, for kLookupRows of them at once: of the blocks
+  // `block + l * per_row + b`, lane l < 16 and b < per_row. `tables` holds the signed sums (`row_tables`,
+  // 4 n floats) of one or two rows of x: out[r * kLookupRows + 4 * l + j] = sum_i +-x_r[i].
+  void (*row_tables)(const float* x, int64_t n, float* tables);
+  void (*lookup_rows)(const PhiloxLaunch&, uint32_t block, int64_t per_row, PhiloxDirection,
+                      const float* tables, int64_t rows, float* out);
   // Half the sum of every kHalfSumColumns columns of a row of x, lane by lane: kHalfSumSize each.
   void (*half_sums)(const float* x, int64_t n, float* out);
 

@@ -50,6 +50,10 @@ struct Simd {
   static U xor_and(U a, U b, U c) { return xor_u(a, and_u(b, c)); }
   static U and_or(U a, U b, U c) { return or_u(and_u(a, b), c); }
   template <int k>
+  static U shl(U a) {
+    return _mm256_slli_epi32(a, k);
+  }
+  template <int k>
   static U shr(U a) {
     return _mm256_srli_epi32(a, k);
   }
@@ -77,6 +81,12 @@ struct Simd {
     const U bits = _mm256_and_si256(set1_u(*word >> (8 * part)), lane);
     const F mask = as_float(_mm256_cmpeq_epi32(bits, lane));
     return _mm256_add_ps(acc, _mm256_and_ps(mask, x));
+  }
+
+  static F lookup16(const float* table, U index) {
+    const F low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), index);
+    const F high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), index);
+    return _mm256_blendv_ps(low, high, as_float(shl<28>(index)));
   }
 };
 

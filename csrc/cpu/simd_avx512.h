@@ -83,6 +83,11 @@ struct Simd {
     const __mmask16 mask = static_cast<__mmask16>(*word >> (16 * part));
     return _mm512_mask_add_ps(acc, mask, acc, x);
   }
+
+  // The entries of a table of 16 that the low four bits of each element choose.
+  static F lookup16(const float* table, U index) {
+    return _mm512_permutexvar_ps(index, _mm512_loadu_ps(table));
+  }
 };
 
 }  // namespace perturbed::PERTURBED_ISA

@@ -115,6 +115,10 @@ struct Simd {
     const uint32_t bits = *word >> (4 * part);
     return each<F>([&](int i) { return bits >> i & 1u ? acc.v[i] + x.v[i] : acc.v[i]; });
   }
+
+  static F lookup16(const float* table, U index) {
+    return each<F>([&](int i) { return table[index.v[i] & 15u]; });
+  }
 };
 
 }  // namespace perturbed::PERTURBED_ISA
