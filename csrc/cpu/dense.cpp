@@ -84,7 +84,7 @@ void assign(T* grad, bool accumulate, accumulator_t<T> value) {
 
 template <class T>
 void normal_estimate(T* grad, int64_t rows, int64_t cols, const accumulator_t<T>* w, int64_t count,
-                     const TensorNoise& noise, accumulator_t<T> sigma, bool accumulate) {
+                     TensorNoise& noise, accumulator_t<T> sigma, bool accumulate) {
   using A = accumulator_t<T>;
   const CpuKernels& k = kernels();
   const int64_t per_row = normal_blocks_per_row(cols), blocks = rows * per_row;
@@ -113,32 +113,43 @@ void normal_estimate(T* grad, int64_t rows, int64_t cols, const accumulator_t<T>
 
 template <class T>
 void sign_estimate(T* grad, int64_t rows, int64_t cols, const accumulator_t<T>* w, int64_t count,
-                   const TensorNoise& noise, accumulator_t<T> sigma, bool accumulate) {
+                   TensorNoise& noise, accumulator_t<T> sigma, bool accumulate) {
   using A = accumulator_t<T>;
+  constexpr int64_t kBlock = kSignBlockRows * kSignBlockCols;
   const CpuKernels& k = kernels();
   const int64_t per_row = sign_blocks_per_row(cols), blocks = sign_blocks(rows, cols);
-  const int64_t padded = round_up(count, kBatchBlocks);
-  std::vector<uint32_t> e(padded), g(padded), h(padded);
-  for (int64_t d = 0; d < count; ++d) {
-    const PhiloxDirection direction = noise.directions[d];
-    e[d] = direction.e, g[d] = direction.g, h[d] = direction.h;
+  // Whole groups of four directions: those that fill the last one have weight 0.
+  const int64_t groups = ceil_div<int64_t>(count, 4);
+  std::vector<float> tables;
+  if constexpr (std::is_same_v<A, float>) {
+    std::vector<float> weights(w, w + count);
+    weights.resize(4 * groups, 0.0f);
+    noise.directions.resize(4 * groups);
+    tables.resize(16 * groups);
+    k.row_tables(weights.data(), 4 * groups, tables.data());
   }
-  const DirectionArrays directions{e.data(), g.data(), h.data()};
-  parallel_for(0, blocks, 8, [&](int64_t begin, int64_t end) {
-    A sums[kSignBlockRows * kSignBlockCols];
-    for (int64_t b = begin; b < end; ++b) {
-      const uint32_t block = static_cast<uint32_t>(b);
+  parallel_for(0, ceil_div(blocks, kBatchBlocks), 1, [&](int64_t begin, int64_t end) {
+    PreparedBatch prepared;
+    std::vector<A> sums(kBatchBlocks * kBlock);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t first = task * kBatchBlocks, last = std::min(first + kBatchBlocks, blocks);
+      k.prepare_linear(noise.launch, static_cast<uint32_t>(first), 1, &prepared);
       if constexpr (std::is_same_v<A, double>) {
-        k.sign_estimate_double(noise.launch, block, directions, w, count, sums);
+        k.sign_estimate_double(noise.launch, &prepared, noise.directions.data(), w, count,
+                               sums.data());
       } else {
-        k.sign_estimate(noise.launch, block, directions, w, count, sums);
+        k.sign_estimate(noise.launch, &prepared, noise.directions.data(), tables.data(), groups,
+                        sums.data());
       }
-      const int64_t o = b / per_row * kSignBlockRows, i = b % per_row * kSignBlockCols;
-      const int64_t rows_here = std::min<int64_t>(kSignBlockRows, rows - o);
-      const int64_t cols_here = std::min<int64_t>(kSignBlockCols, cols - i);
-      for (int64_t j = 0; j < rows_here; ++j) {
-        for (int64_t c = 0; c < cols_here; ++c) {
-          assign(grad + (o + j) * cols + i + c, accumulate, sigma * sums[kSignBlockCols * j + c]);
+      for (int64_t b = first; b < last; ++b) {
+        const int64_t o = b / per_row * kSignBlockRows, i = b % per_row * kSignBlockCols;
+        const int64_t rows_here = std::min<int64_t>(kSignBlockRows, rows - o);
+        const int64_t cols_here = std::min<int64_t>(kSignBlockCols, cols - i);
+        const A* sum = sums.data() + (b - first) * kBlock;
+        for (int64_t j = 0; j < rows_here; ++j, sum += kSignBlockCols) {
+          for (int64_t c = 0; c < cols_here; ++c) {
+            assign(grad + (o + j) * cols + i + c, accumulate, sigma * sum[c]);
+          }
         }
       }
     }
@@ -150,7 +161,7 @@ void dense_estimate_cpu_(Tensor grad, const Tensor weights, const Tensor key, co
   const char* op = "dense_estimate_";
   check_dense_estimate(op, grad, weights, key, sigma, stream, rademacher);
   if (grad.numel() == 0) return;
-  const TensorNoise noise(key, stream, 0, weights.size(0));
+  TensorNoise noise(key, stream, 0, weights.size(0));
   dispatch_float(grad.scalar_type(), op, "grad", [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = accumulator_t<T>;

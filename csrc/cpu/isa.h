@@ -165,76 +165,88 @@ static void sign_bits(const PhiloxLaunch& launch_in, const PreparedBatch* prepar
   }
 }
 
-// The loop runs over directions here, so the counters' roles swap: one block for all elements,
-// kLanes directions beside each other.
-PT_INLINE Directions load_directions(DirectionArrays d, int64_t i) {
-  const U e = Simd::load_u(d.e + i), g = Simd::load_u(d.g + i), h = Simd::load_u(d.h + i);
-  return {e, Simd::high(e), g, Simd::high(g), h, Simd::high(h)};
+// out[p] = the bits 4 m + p of four words, word k's at bit 4 m + k: a 4 x 4 transposition per nibble.
+PT_INLINE void transpose_nibbles(const U (&w)[4], U (&out)[4]) {
+  const U even = Simd::set1_u(0x55555555u), odd = Simd::set1_u(0xaaaaaaaau);
+  const U low = Simd::set1_u(0x33333333u), high = Simd::set1_u(0xccccccccu);
+  U pairs[2][2];  // [words 0 and 1, words 2 and 3][even, odd bits]
+  PT_UNROLL for (int i = 0; i < 2; ++i) {
+    const U a = w[2 * i], b = w[2 * i + 1];
+    pairs[i][0] = Simd::and_or(Simd::template shl<1>(b), odd, Simd::and_u(a, even));
+    pairs[i][1] = Simd::and_or(Simd::template shr<1>(a), even, Simd::and_u(b, odd));
+  }
+  PT_UNROLL for (int i = 0; i < 2; ++i) {
+    const U a = pairs[0][i], b = pairs[1][i];
+    out[i] = Simd::and_or(Simd::template shl<2>(b), high, Simd::and_u(a, low));
+    out[i + 2] = Simd::and_or(Simd::template shr<2>(a), low, Simd::and_u(b, high));
+  }
 }
 
-PT_INLINE Counters broadcast_block(const PhiloxLaunch& launch, uint32_t block) {
-  return prepare(launch, Simd::set1_u(block));
-}
-
-static void sign_estimate(const PhiloxLaunch& launch_in, uint32_t block, DirectionArrays directions,
-                          const float* w, int64_t count, float* out) {
-  constexpr int kVectors = kSignBlockCols / kLanes;
+// Four directions choose among the 16 signed sums of their weights. Lanes are blocks; a chunk's bits
+// are drawn and transposed first, then eight columns are summed in registers over its directions.
+static void sign_estimate(const PhiloxLaunch& launch_in, const PreparedBatch* prepared,
+                          const PhiloxDirection* directions, const float* tables, int64_t groups,
+                          float* out) {
+  constexpr int kChunk = 16;  // groups whose transposed bits, 16 KiB, stay in the first-level cache
   const PhiloxLaunch launch = launch_in;
-  const Counters c[1] = {broadcast_block(launch, block)};
-  F sum[kSignBlockRows][kVectors];
-  for (auto& row : sum) {
-    for (F& value : row) value = Simd::zero();
-  }
-  for (int64_t i = 0; i < count; i += kLanes) {
-    U words[4][1];
-    finish(c, load_directions(directions, i), launch, words);
-    alignas(64) uint32_t bits[4][kLanes];
-    for (int j = 0; j < 4; ++j) Simd::store_u(bits[j], words[j][0]);
-    const int here = count - i < kLanes ? static_cast<int>(count - i) : kLanes;
-    float half = 0;
-    for (int k = 0; k < here; ++k) {
-      half += 0.5f * w[i + k];
-      const F weight = Simd::set1(w[i + k]);
-#pragma GCC unroll 4
-      for (int j = 0; j < kSignBlockRows; ++j) {
-#pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) {
-          sum[j][v] = Simd::add_where(sum[j][v], weight, &bits[j][k], v);
+  for (int part = 0; part < kParts; ++part) {
+    const Counters c[1] = {load_part(prepared, part)};
+    alignas(64) uint32_t bits[4][4][kChunk][kLanes];  // [row][column % 4][group][block]
+    alignas(64) float sums[4][4][8][kLanes] = {};     // [row][column % 4][column / 4][block]
+    for (int64_t first = 0; first < groups; first += kChunk) {
+      const int count = static_cast<int>(groups - first < kChunk ? groups - first : kChunk);
+      for (int g = 0; g < count; ++g) {
+        U words[4][4];  // [row][direction]
+        for (int k = 0; k < 4; ++k) {
+          U w[4][1];
+          finish(c, broadcast(directions[4 * (first + g) + k]), launch, w);
+          PT_UNROLL for (int j = 0; j < 4; ++j) words[j][k] = w[j][0];
+        }
+        for (int j = 0; j < 4; ++j) {
+          U by_column[4];
+          transpose_nibbles(words[j], by_column);
+          PT_UNROLL for (int p = 0; p < 4; ++p) Simd::store_u(bits[j][p][g], by_column[p]);
+        }
+      }
+      for (int j = 0; j < 4; ++j) {
+        for (int p = 0; p < 4; ++p) {
+          F sum[8];
+          PT_UNROLL for (int m = 0; m < 8; ++m) sum[m] = Simd::load(sums[j][p][m]);
+          for (int g = 0; g < count; ++g) {
+            U index = Simd::load_u(bits[j][p][g]);
+            const float* table = tables + 16 * (first + g);
+            PT_UNROLL for (int m = 0; m < 8; ++m) {
+              sum[m] = Simd::add(sum[m], Simd::lookup16(table, index));
+              index = Simd::template shr<4>(index);
+            }
+          }
+          PT_UNROLL for (int m = 0; m < 8; ++m) Simd::store(sums[j][p][m], sum[m]);
         }
       }
     }
-    // +-w is twice (the set ones less half of all): so one-sided weights do not cancel at the end.
-    for (auto& row : sum) {
-      for (F& value : row) value = Simd::sub(value, Simd::set1(half));
-    }
-  }
-  for (int j = 0; j < kSignBlockRows; ++j) {
-    for (int v = 0; v < kVectors; ++v) {
-      Simd::store(out + kSignBlockCols * j + kLanes * v, Simd::add(sum[j][v], sum[j][v]));
+    for (int b = 0; b < kLanes; ++b, out += kSignBlockRows * kSignBlockCols) {
+      for (int j = 0; j < 4; ++j) {
+        for (int i = 0; i < kSignBlockCols; ++i) {
+          out[kSignBlockCols * j + i] = sums[j][i % 4][i / 4][b];
+        }
+      }
     }
   }
 }
 
-static void sign_estimate_double(const PhiloxLaunch& launch, uint32_t block,
-                                 DirectionArrays directions, const double* w, int64_t count,
+static void sign_estimate_double(const PhiloxLaunch& launch, const PreparedBatch* prepared,
+                                 const PhiloxDirection* directions, const double* w, int64_t count,
                                  double* out) {
-  double sum[kSignBlockRows * kSignBlockCols] = {};
-  const Counters c[1] = {broadcast_block(launch, block)};
-  for (int64_t i = 0; i < count; i += kLanes) {
-    U words[4][1];
-    finish(c, load_directions(directions, i), launch, words);
-    uint32_t bits[4][kLanes];
-    for (int j = 0; j < 4; ++j) Simd::store_u(bits[j], words[j][0]);
-    const int here = count - i < kLanes ? static_cast<int>(count - i) : kLanes;
-    for (int k = 0; k < here; ++k) {
-      for (int j = 0; j < kSignBlockRows; ++j) {
-        for (int b = 0; b < kSignBlockCols; ++b) {
-          sum[kSignBlockCols * j + b] += bits[j][k] >> b & 1u ? w[i + k] : -w[i + k];
-        }
-      }
+  constexpr int64_t kElements = kBatchBlocks * kSignBlockRows * kSignBlockCols;
+  for (int64_t i = 0; i < kElements; ++i) out[i] = 0;
+  for (int64_t d = 0; d < count; ++d) {
+    uint32_t words[kSignBlockRows * kBatchBlocks];
+    sign_bits(launch, prepared, 1, directions[d], kBatchBlocks, words);
+    for (int64_t i = 0; i < kElements; ++i) {
+      const int64_t block = i / 128, row = i / 32 % 4;
+      out[i] += words[row * kBatchBlocks + block] >> (i % 32) & 1u ? w[d] : -w[d];
     }
   }
-  std::memcpy(out, sum, sizeof(sum));
 }
 
 // ---- dot products ------------------------------------------------------------------------------

@@ -34,11 +34,6 @@ struct alignas(64) PreparedBatch {
   uint32_t words[kBatchBlocks * 4];
 };
 
-// Directions as arrays, for the loops that run over directions (padded to whole batches).
-struct DirectionArrays {
-  const uint32_t *e, *g, *h;
-};
-
 struct CpuKernels {
   const char* name;
 
@@ -96,10 +91,11 @@ struct CpuKernels {
                           const float* w, int64_t directions, float* out);
   void (*normal_estimate_double)(const PhiloxLaunch&, const PreparedBatch*, const PhiloxDirection*,
                                  const double* w, int64_t directions, double* out);
-  // out[32 * row + column] = sum_d +-w[d] for one block.
-  void (*sign_estimate)(const PhiloxLaunch&, uint32_t block, DirectionArrays, const float* w,
-                        int64_t directions, float* out);
-  void (*sign_estimate_double)(const PhiloxLaunch&, uint32_t block, DirectionArrays,
+  // out[128 * block + 32 * row + column] = sum_d +-w[d] over one prepared (prepare_linear) batch.
+  // Directions come in groups of four; `tables` are the signed sums of their weights (`row_tables`).
+  void (*sign_estimate)(const PhiloxLaunch&, const PreparedBatch*, const PhiloxDirection*,
+                        const float* tables, int64_t groups, float* out);
+  void (*sign_estimate_double)(const PhiloxLaunch&, const PreparedBatch*, const PhiloxDirection*,
                                const double* w, int64_t directions, double* out);
 };
 

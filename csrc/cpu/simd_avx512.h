@@ -50,6 +50,10 @@ struct Simd {
   // (a & b) | c
   static U and_or(U a, U b, U c) { return _mm512_ternarylogic_epi32(a, b, c, 0xEA); }
   template <int k>
+  static U shl(U a) {
+    return _mm512_slli_epi32(a, k);
+  }
+  template <int k>
   static U shr(U a) {
     return _mm512_srli_epi32(a, k);
   }

@@ -87,6 +87,10 @@ struct Simd {
   static U xor_and(U a, U b, U c) { return xor_u(a, and_u(b, c)); }
   static U and_or(U a, U b, U c) { return or_u(and_u(a, b), c); }
   template <int k>
+  static U shl(U a) {
+    return each<U>([&](int i) { return a.v[i] << k; });
+  }
+  template <int k>
   static U shr(U a) {
     return each<U>([&](int i) { return a.v[i] >> k; });
   }
