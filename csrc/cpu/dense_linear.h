@@ -34,13 +34,15 @@ struct Forward {
   template <class Value>
   void add(int64_t d, int64_t o, Value value) const {
     const A e = bias.empty() ? A(0) : static_cast<A>(bias[d * s.out + o]);
+    int64_t source = 0;  // r % sources, without a division in what may be the inner loop
     for (int64_t r = 0; r < s.repeats; ++r) {
       const A scale = s.antithetic && r >= s.repeats / 2 ? -sigma : sigma;
       T* out = y + (r * s.directions + d) * s.tokens * s.out + o;
       for (int64_t t = 0; t < s.tokens; ++t) {
-        out[t * s.out] = static_cast<T>(static_cast<A>(out[t * s.out]) +
-                                        scale * (value(r % s.sources * s.tokens + t) + e));
+        const A sum = value(source * s.tokens + t) + e;
+        out[t * s.out] = static_cast<T>(static_cast<A>(out[t * s.out]) + scale * sum);
       }
+      if (++source == s.sources) source = 0;
     }
   }
 
@@ -74,15 +76,20 @@ struct Forward {
     if constexpr (std::is_same_v<A, float>) {
       const int64_t batches = x.width / (kBatchBlocks * kNormalBlockCols);
       const int64_t first_block = row * normal_blocks_per_row(s.in);
-      float products[4];
+      float products[4 * kDirectionTile];
       k.prepare_linear(noise.launch, static_cast<uint32_t>(first_block), batches, prepared.data());
-      for (; d < d_end; ++d) {
-        const PhiloxDirection direction = noise.directions[d];
-        each_row(d, [&](const float* rows, int64_t stride, int64_t count, int64_t first) {
-          k.normal_dot(noise.launch, prepared.data(), batches, direction, rows, stride, count,
-                       products + first);
-        });
-        add(d, row, [&](int64_t i) { return products[i]; });
+      const int64_t count = d_end - d, next = s.shared ? 0 : x.row_stride;
+      // One call for all the rows of x, or one per source if each has tokens.
+      const int64_t calls = s.tokens == 1 ? 1 : s.sources;
+      const int64_t rows = s.tokens == 1 ? s.sources : s.tokens;
+      const int64_t stride =
+          s.tokens > 1 ? x.token_stride : x.row_stride * (s.shared ? 1 : s.directions);
+      for (int64_t j = 0; j < calls; ++j) {
+        k.normal_dot(noise.launch, prepared.data(), batches, noise.directions.data() + d, count,
+                     x.data + x_row(j, d) * x.row_stride, next, stride, rows, products + j * rows);
+      }
+      for (int64_t i = 0; i < count; ++i) {
+        add(d + i, row, [&](int64_t r) { return products[4 * i + r]; });
       }
     }
   }

@@ -59,55 +59,54 @@ static void normals(const PhiloxLaunch& launch_in, const PreparedBatch* prepared
   }
 }
 
-// The products of one row of E_d, never stored, with R rows of x in draw order.
+// The products of one row of E_d, never stored, with R rows of x in draw order, for one direction
+// after the other (so that the key schedule and the broadcasts are paid once).
 template <int R>
 static void normal_dot_rows(const PhiloxLaunch& launch_in, const PreparedBatch* prepared,
-                            int64_t batches, PhiloxDirection direction, const float* x,
-                            int64_t x_stride, float* out) {
+                            int64_t batches, const PhiloxDirection* directions, int64_t count,
+                            const float* x, int64_t x_direction_stride, int64_t x_stride,
+                            float* out) {
   const PhiloxLaunch launch = launch_in;
-  const Directions d = broadcast(direction);
-  F sum[R][2];
-  for (auto& row : sum) row[0] = row[1] = Simd::zero();
-  const auto multiply = [&](int64_t i, const F(&z)[4]) {
-    const float* at = x + i / kParts * kBatchBlocks * 4 + i % kParts * kLanes;
-    PT_UNROLL for (int r = 0; r < R; ++r) {
-      PT_UNROLL for (int j = 0; j < 4; ++j) {
-        const F value = Simd::load(at + r * x_stride + j * kBatchBlocks);
-        sum[r][j % 2] = Simd::fma(z[j], value, sum[r][j % 2]);
-      }
-    }
-  };
   const int64_t parts = batches * kParts;
-  int64_t i = 0;
-  for (; i + kChains <= parts; i += kChains) {
-    Counters c[kChains];
-    PT_UNROLL for (int n = 0; n < kChains; ++n) c[n] = load_part(prepared, i + n);
-    F z[kChains][4];
-    draw_normals(c, d, launch, z);
-    PT_UNROLL for (int n = 0; n < kChains; ++n) multiply(i + n, z[n]);
+  for (int64_t n = 0; n < count; ++n, x += x_direction_stride, out += 4) {
+    const Directions d = broadcast(directions[n]);
+    F sum[R][2];
+    PT_UNROLL for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = Simd::zero();
+    const auto multiply = [&](int64_t i, const F(&z)[4]) {
+      const float* at = x + i / kParts * kBatchBlocks * 4 + i % kParts * kLanes;
+      PT_UNROLL for (int r = 0; r < R; ++r) {
+        PT_UNROLL for (int j = 0; j < 4; ++j) {
+          const F value = Simd::load(at + r * x_stride + j * kBatchBlocks);
+          sum[r][j % 2] = Simd::fma(z[j], value, sum[r][j % 2]);
+        }
+      }
+    };
+    int64_t i = 0;
+    for (; i + kChains <= parts; i += kChains) {
+      Counters c[kChains];
+      PT_UNROLL for (int k = 0; k < kChains; ++k) c[k] = load_part(prepared, i + k);
+      F z[kChains][4];
+      draw_normals(c, d, launch, z);
+      PT_UNROLL for (int k = 0; k < kChains; ++k) multiply(i + k, z[k]);
+    }
+    for (; i < parts; ++i) {
+      const Counters c[1] = {load_part(prepared, i)};
+      F z[1][4];
+      draw_normals(c, d, launch, z);
+      multiply(i, z[0]);
+    }
+    for (int r = 0; r < R; ++r) out[r] = Simd::sum(Simd::add(sum[r][0], sum[r][1]));
   }
-  for (; i < parts; ++i) {
-    const Counters c[1] = {load_part(prepared, i)};
-    F z[1][4];
-    draw_normals(c, d, launch, z);
-    multiply(i, z[0]);
-  }
-  for (int r = 0; r < R; ++r) out[r] = Simd::sum(Simd::add(sum[r][0], sum[r][1]));
 }
 
 static void normal_dot(const PhiloxLaunch& launch, const PreparedBatch* prepared, int64_t batches,
-                       PhiloxDirection direction, const float* x, int64_t x_stride, int64_t rows,
-                       float* out) {
-  switch (rows) {
-    case 1:
-      return normal_dot_rows<1>(launch, prepared, batches, direction, x, x_stride, out);
-    case 2:
-      return normal_dot_rows<2>(launch, prepared, batches, direction, x, x_stride, out);
-    case 3:
-      return normal_dot_rows<3>(launch, prepared, batches, direction, x, x_stride, out);
-    default:
-      return normal_dot_rows<4>(launch, prepared, batches, direction, x, x_stride, out);
-  }
+                       const PhiloxDirection* directions, int64_t count, const float* x,
+                       int64_t x_direction_stride, int64_t x_stride, int64_t rows, float* out) {
+  const auto of_rows = rows == 1   ? normal_dot_rows<1>
+                       : rows == 2 ? normal_dot_rows<2>
+                       : rows == 3 ? normal_dot_rows<3>
+                                   : normal_dot_rows<4>;
+  of_rows(launch, prepared, batches, directions, count, x, x_direction_stride, x_stride, out);
 }
 
 constexpr int kEstimateParts = 2 * kParts;  // an estimate covers two batches

@@ -47,10 +47,12 @@ struct CpuKernels {
   // One direction's normals of prepared blocks: out[4 * block + column].
   void (*normals)(const PhiloxLaunch&, const PreparedBatch*, int64_t batches, PhiloxDirection,
                   float* out);
-  // out[r] = sum_i z_i x[r * x_stride + i] over prepared (prepare_linear) batches of one row of
-  // noise, 1 <= rows <= 4. x is in draw order: column 4 b + j of a batch at 16 j + b.
-  void (*normal_dot)(const PhiloxLaunch&, const PreparedBatch*, int64_t batches, PhiloxDirection,
-                     const float* x, int64_t x_stride, int64_t rows, float* out);
+  // out[4 * d + r] = sum_i z_i x[d * x_direction_stride + r * x_stride + i] over prepared
+  // (prepare_linear) batches of one row of noise, for `count` directions and 1 <= rows <= 4. x is in
+  // draw order: column 4 b + j of a batch at 16 j + b.
+  void (*normal_dot)(const PhiloxLaunch&, const PreparedBatch*, int64_t batches,
+                     const PhiloxDirection*, int64_t count, const float* x,
+                     int64_t x_direction_stride, int64_t x_stride, int64_t rows, float* out);
   // One direction's words of prepared blocks: word j of block b at out[j * stride + b]. For signs
   // that is the bit string of row j of a block row.
   void (*sign_bits)(const PhiloxLaunch&, const PreparedBatch*, int64_t batches, PhiloxDirection,
