@@ -16,6 +16,7 @@ namespace perturbed {
 
 constexpr int64_t kChunkBlocks = 512;   // blocks drawn at once: 8 KiB of normals or of sign bits
 constexpr int64_t kLookupGroup = 1024;  // outputs that share one making of x's tables
+constexpr int64_t kRegisterTile = 8;    // directions whose x stays in the first-level cache
 constexpr int64_t kDirectionTile = 64;  // directions that share one preparation of their blocks
 
 // What one task of the forward pass works with.
@@ -209,7 +210,9 @@ struct Forward {
     const int64_t per_row = rademacher ? sign_blocks_per_row(s.in) : normal_blocks_per_row(s.in);
     const int64_t rows = rademacher ? ceil_div<int64_t>(s.out, kSignBlockRows) : s.out;
     const int64_t chunk = in_registers ? 1 : std::clamp<int64_t>(kChunkBlocks / per_row, 1, rows);
-    const int64_t chunks = ceil_div(rows, chunk), tiles = ceil_div(s.directions, kDirectionTile);
+    // Drawing in registers leaves x as the only traffic: few directions, all rows of E_d for them.
+    const int64_t tile = in_registers ? kRegisterTile : kDirectionTile;
+    const int64_t chunks = ceil_div(rows, chunk), tiles = ceil_div(s.directions, tile);
     const int64_t batches = ceil_div(chunk * per_row, kBatchBlocks);
     const int64_t drawn = in_registers ? 0 : batches * kBatchBlocks * 4;
     torch::stable::parallel_for(0, chunks * tiles, 1, [&](int64_t begin, int64_t end) {
@@ -218,9 +221,9 @@ struct Forward {
       std::vector<uint32_t> bits(rademacher ? drawn : 0);
       std::vector<A> products(s.sources * s.tokens * (rademacher ? 4 : 1));
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t row = task / tiles * chunk, d = task % tiles * kDirectionTile;
+        const int64_t row = task % chunks * chunk, d = task / chunks * tile;
         const int64_t row_end = std::min(row + chunk, rows);
-        const int64_t d_end = std::min(d + kDirectionTile, s.directions);
+        const int64_t d_end = std::min(d + tile, s.directions);
         if (rademacher) {
           sign_task(row, row_end, d, d_end, prepared, bits, products);
         } else if (in_registers) {
