@@ -78,7 +78,7 @@ struct CpuKernels {
   // Half the sum of every kHalfSumColumns columns of a row of x, lane by lane: kHalfSumSize each.
   void (*half_sums)(const float* x, int64_t n, float* out);
 
-  // The same product for many rows of x by table lookup (see isa.h). `x` holds 32 columns of a
+  // The same product for many rows of x by table lookup (see isa_signs.h). `x` holds 32 columns of a
   // panel: [32][kPanelRows]; `table` gets the signed sums of its groups of four columns.
   void (*sign_table)(const float* x, float* table);
   // sums[r * sums_stride + lane] += sum_i (bit i of bits[r * bits_stride] ? x : -x) of those
