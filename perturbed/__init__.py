@@ -4,16 +4,24 @@ Every row of the batch sees its own weights ``W + s E_d``, and no ``E_d`` is eve
 ``docs/conventions.md`` has the words, shapes and the noise contract.
 """
 
+import os
+
 import torch  # noqa: F401  (the extension links against its libraries)
 
 try:
-    from ._C import build_info as _build_info  # noqa: F401  (loading _C registers the operators)
+    from ._C import cpu_capabilities as _cpu_capabilities  # loading _C registers the operators
 except ImportError as error:
     raise ImportError(
         "perturbed: the compiled extension is missing or does not fit this torch; build it with\n"
         "  pip install --no-build-isolation -e .    (or, in a checkout, make build)\n"
         f"({error})"
     ) from error
+
+if os.environ.get("PERTURBED_CPU", "") not in ("", *_cpu_capabilities()):
+    raise ImportError(
+        f"PERTURBED_CPU must be one of {_cpu_capabilities()} on this processor, got "
+        f"{os.environ['PERTURBED_CPU']!r}"
+    )
 
 from . import _ops as _ops  # registers fake kernels and derivatives before the first call
 from .model import PerturbedModel

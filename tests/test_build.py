@@ -61,6 +61,13 @@ def test_forced_cpu_kernels_show_in_the_report():
         assert f"  {name}; PERTURBED_CPU" in done.stdout, done.stderr
 
 
+def test_unknown_cpu_kernels_are_an_error():
+    done = python("-c", "import perturbed", PERTURBED_CPU="avx1024")
+    assert done.returncode != 0
+    assert "PERTURBED_CPU must be one of" in done.stderr
+    assert "'avx1024'" in done.stderr
+
+
 @pytest.mark.skipif(shutil.which("nm") is None, reason="no nm")
 def test_extension_needs_only_the_stable_abi_of_torch():
     done = subprocess.run(
