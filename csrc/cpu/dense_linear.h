@@ -77,7 +77,7 @@ struct Forward {
     if constexpr (std::is_same_v<A, float>) {
       const int64_t batches = x.width / (kBatchBlocks * kNormalBlockCols);
       const int64_t first_block = row * normal_blocks_per_row(s.in);
-      float products[4 * kDirectionTile];
+      float products[4 * kRegisterTile];
       k.prepare_linear(noise.launch, static_cast<uint32_t>(first_block), batches, prepared.data());
       const int64_t count = d_end - d, next = s.shared ? 0 : x.row_stride;
       // One call for all the rows of x, or one per source if each has tokens.
