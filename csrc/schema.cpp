@@ -1,6 +1,6 @@
 // Every operator of the package, in the one place that defines them. Kernels register themselves
 // for a device beside their code (csrc/cpu, csrc/cuda); fake kernels and derivatives are in
-// perturbed/_ops.py. Shapes use the alphabet of docs/conventions.md:
+// perturbed/_ops. Shapes use the alphabet of docs/conventions.md:
 //
 //   D directions   R repeats   B = R * D rows   T tokens   m = out   n = in
 //   key      [3] int64: seed after splitmix64, generation, global index of the first direction
@@ -10,6 +10,8 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(perturbed, m) {
+  // ---- dense -------------------------------------------------------------------------------------
+
   // y[b, t] += s_b * sigma * (E_d x[b, t] + e_d), d = b % D, s_b = -1 for the second half of the
   // repeats if antithetic. y: [B, T, m] contiguous; x: [B, T, n], last dimension contiguous. If
   // x has fewer rows than y it holds the N distinct rows that every member sees: [N, T, n], R % N
@@ -29,4 +31,84 @@ STABLE_TORCH_LIBRARY(perturbed, m) {
   m.def(
       "dense_materialise(Tensor key, int stream, int first, int count, int rows, int cols, "
       "bool rademacher, ScalarType dtype) -> Tensor");
+
+  // ---- low rank: E_d = A_d^T B_d / sqrt(rank), A_d: [rank, m], B_d: [rank, n] ---------------------
+
+  // y[b, t] += s_b * sigma * (E_d x[b, t] + e_d); y, x and its shared form as in dense_linear_. With
+  // b_stream = -1 x holds the products B_d x already: [M, T, rank], M a multiple of D that divides
+  // B, and row b of y reads x[b % M].
+  m.def(
+      "low_rank_linear_(Tensor(a!) y, Tensor x, Tensor key, Tensor sigma, int a_stream, "
+      "int b_stream, int bias_stream, int directions, int rank, bool antithetic, bool rademacher) "
+      "-> ()");
+  m.def(
+      "low_rank_linear(Tensor y, Tensor x, Tensor key, Tensor sigma, int a_stream, int b_stream, "
+      "int bias_stream, int directions, int rank, bool antithetic, bool rademacher) -> Tensor");
+
+  // ---- selections (noise/permutation.h): pi_d of every direction ---------------------------------
+
+  // Entries 0 .. count - 1 of pi_d for the directions first ..: [directions, count] int64. `replace`:
+  // draws with replacement instead of a permutation of 0 .. size - 1.
+  m.def(
+      "selections(Tensor key, int stream, int first, int directions, int size, int count, "
+      "bool replace) -> Tensor");
+  // out[b, t, j] = s_b x[b, t, pi_d(j)], j < count. x: [B, T, n] -> [B, T, count]; `shared`: x is
+  // [N, T, n], N rows that every direction sees -> [N * D, T, count], row b from x[b / D].
+  m.def(
+      "select(Tensor x, Tensor key, int stream, int directions, int count, bool antithetic, "
+      "bool shared, bool replace) -> Tensor");
+  // y[b, t, i] += s_b z[b % M, t, pi_d(i)] wherever pi_d(i) < q. y: [B, T, m]; z: [M, T, q], M a
+  // multiple of D that divides B.
+  m.def(
+      "select_add_(Tensor(a!) y, Tensor z, Tensor key, int stream, int directions, "
+      "bool antithetic, bool replace) -> ()");
+  m.def(
+      "select_add(Tensor y, Tensor z, Tensor key, int stream, int directions, bool antithetic, "
+      "bool replace) -> Tensor");
+  // S[j, k] = sum_d weights[d] [pi_d(first + j) = k]: [rows, size], dtype of weights, summed in the
+  // order of d.
+  m.def(
+      "selection_sum(Tensor weights, Tensor key, int stream, int first, int rows, int size, "
+      "bool replace) -> Tensor");
+
+  // ---- permuted: E_d[i, :] = sum_j base[out_d(i), j] in row i, column in_d(j) --------------------
+
+  // grad[i, in_d(j)] += weights[d] * base[out_d(i), j] for all d, i and j, where out_d(i) < q; from
+  // zero unless accumulate. grad: [m, n]; base: [q, p], dtype of weights: float64 for a float64
+  // grad, else float32. A stream of -1 stands for the identity.
+  m.def(
+      "permuted_estimate_(Tensor(a!) grad, Tensor base, Tensor weights, Tensor key, int in_stream, "
+      "int out_stream, bool accumulate) -> ()");
+
+  // ---- sparse: E_d[:, pi_d(j)] = sqrt(n / count) V_d[j], V_d: [count, m] -------------------------
+
+  // y[b, t] += s_b * sigma * (E_d x[b, t] + e_d); y, x and its shared form as in dense_linear_.
+  m.def(
+      "sparse_linear_(Tensor(a!) y, Tensor x, Tensor key, Tensor sigma, int column_stream, "
+      "int value_stream, int bias_stream, int directions, int count, bool antithetic, "
+      "bool rademacher) -> ()");
+  m.def(
+      "sparse_linear(Tensor y, Tensor x, Tensor key, Tensor sigma, int column_stream, "
+      "int value_stream, int bias_stream, int directions, int count, bool antithetic, "
+      "bool rademacher) -> Tensor");
+  // grad[m, n] = (accumulate ? grad : 0) + sigma * sum_d weights[d] E_d, summed in the order of d.
+  m.def(
+      "sparse_estimate_(Tensor(a!) grad, Tensor weights, Tensor key, Tensor sigma, "
+      "int column_stream, int value_stream, int count, bool rademacher, bool accumulate) -> ()");
+
+  // ---- sign-flip: E_d = diag(out_d) base diag(in_d), signs [1, m] and [1, n] of the contract ------
+
+  // out[b, t, i] = s_b sign_d[i] x[b, t, i]. x: [B, T, n] -> [B, T, n]; `shared`: [N, T, n] ->
+  // [N * D, T, n], row b from x[b / D].
+  m.def(
+      "flip(Tensor x, Tensor key, int stream, int directions, bool antithetic, bool shared) "
+      "-> Tensor");
+  // y[b, t, i] += s_b sign_d[i] z[b % M, t, i]. y: [B, T, m]; z: [M, T, m], M a multiple of D that
+  // divides B.
+  m.def(
+      "flip_add_(Tensor(a!) y, Tensor z, Tensor key, int stream, int directions, bool antithetic) "
+      "-> ()");
+  m.def(
+      "flip_add(Tensor y, Tensor z, Tensor key, int stream, int directions, bool antithetic) "
+      "-> Tensor");
 }

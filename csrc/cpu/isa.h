@@ -2,6 +2,7 @@
 // and namespace and exports one table.
 #pragma once
 
+#include "cpu/isa_rows.h"
 #include "cpu/isa_signs.h"
 #include "cpu/lanes.h"
 
@@ -214,7 +215,10 @@ static constexpr CpuKernels table(const char* name) {
           normal_estimate,
           normal_estimate_double,
           sign_estimate,
-          sign_estimate_double};
+          sign_estimate_double,
+          add_rows,
+          permutation,
+          flip_signs};
 }
 
 }  // namespace perturbed::PERTURBED_ISA

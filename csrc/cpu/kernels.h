@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "noise/permutation.h"
 #include "noise/philox.h"
 
 namespace perturbed {
@@ -99,6 +100,16 @@ struct CpuKernels {
                         const float* tables, int64_t groups, float* out);
   void (*sign_estimate_double)(const PhiloxLaunch&, const PreparedBatch*, const PhiloxDirection*,
                                const double* w, int64_t directions, double* out);
+
+  // y[i] += sum_k coefficients[k] noise[k * stride + i], k < count, i < n.
+  void (*add_rows)(float* y, const float* noise, int64_t stride, const float* coefficients,
+                   int64_t count, int64_t n);
+  // Entries first .. first + count - 1 of a permutation.
+  void (*permutation)(const PermutationShape&, const PermutationKey&, uint32_t first, int64_t count,
+                      uint32_t* out);
+  // out[i] = +-x[i], i < n: + for a set bit i of the bit string, the opposite if `negate`. May work
+  // in place.
+  void (*flip_signs)(const uint32_t* bits, bool negate, const float* x, int64_t n, float* out);
 };
 
 extern const CpuKernels kPortableKernels;

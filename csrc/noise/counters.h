@@ -22,8 +22,21 @@ namespace perturbed {
 
 constexpr int kNoiseContractVersion = 1;
 
-// Streams of one layer. Later families use the numbers after `kStreamBias` (docs/conventions.md).
-enum NoiseStream : uint32_t { kStreamWeight = 0, kStreamBias = 1 };
+// Streams of one layer: which tensor of its noise a launch draws. Only the layers' families know
+// them (perturbed/noise); operators take whole counter words.
+enum NoiseStream : uint32_t {
+  kStreamWeight = 0,
+  kStreamBias = 1,
+  kStreamFactorA = 2,   // low rank: [rank, m]
+  kStreamFactorB = 3,   // low rank: [rank, n]
+  kStreamShared = 4,    // sign-flip and permuted: matrices that all directions share
+  kStreamFlipIn = 5,    // signs [1, n]
+  kStreamFlipOut = 6,   // signs [1, m]
+  kStreamSelectIn = 7,  // selections of noise/permutation.h
+  kStreamSelectOut = 8,
+  kStreamColumns = 9,  // sparse: selection of columns
+  kStreamValues = 10,  // sparse: [count, m]
+};
 
 constexpr uint32_t kLayerIds = 1u << 24;
 

@@ -1,18 +1,11 @@
-"""The operators of ``perturbed::``: one typed wrapper each, its fake kernel and its derivative.
-
-No arithmetic lives here. Schemas are in ``csrc/schema.cpp``, kernels in ``csrc/cpu`` and
-``csrc/cuda``, and the slow truth of every operator in ``perturbed/reference.py``.
-"""
+"""Dense noise: every element of ``E_d`` drawn independently."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-_ops = torch.ops.perturbed
-
-# Largest materialised noise that a derivative holds at once.
-_BACKWARD_BYTES = 32 << 20
+from .registry import BACKWARD_BYTES, fold_shared, ops, refuse_grad, signed
 
 
 def dense_linear_(
@@ -46,7 +39,7 @@ def dense_linear_(
     Raises:
         RuntimeError: if a gradient is asked of it; :func:`dense_linear` is the differentiable form.
     """
-    _ops.dense_linear_.default(
+    ops.dense_linear_.default(
         y, x, key, sigma, weight_stream, bias_stream, directions, antithetic, rademacher
     )
 
@@ -63,7 +56,7 @@ def dense_linear(
     rademacher: bool,
 ) -> Tensor:
     """Return what :func:`dense_linear_` makes of ``y``; differentiable in ``y`` and ``x``."""
-    return _ops.dense_linear.default(
+    return ops.dense_linear.default(
         y, x, key, sigma, weight_stream, bias_stream, directions, antithetic, rademacher
     )
 
@@ -81,7 +74,7 @@ def dense_estimate_(
 
     ``weights`` is (D,), float64 for a float64 gradient and float32 for every other.
     """
-    _ops.dense_estimate_.default(grad, weights, key, sigma, stream, rademacher, accumulate)
+    ops.dense_estimate_.default(grad, weights, key, sigma, stream, rademacher, accumulate)
 
 
 def dense_materialise(
@@ -98,7 +91,7 @@ def dense_materialise(
 
     The directions are ``first .. first + count - 1``, counted from the key's own first one.
     """
-    return _ops.dense_materialise.default(key, stream, first, count, rows, cols, rademacher, dtype)
+    return ops.dense_materialise.default(key, stream, first, count, rows, cols, rademacher, dtype)
 
 
 # ---- fake kernels ------------------------------------------------------------------------------
@@ -143,26 +136,23 @@ def _dense_linear_backward(ctx, grad: Tensor):
     if ctx.needs_input_grad[1]:
         grad_x = grad.new_zeros(ctx.x_shape)
         if stream >= 0 and grad.numel() > 0 and grad_x.numel() > 0:
-            rows, tokens, cols = ctx.x_shape
+            rows, _, cols = ctx.x_shape
             repeats = grad.shape[0] // directions
-            signed = grad.reshape(repeats, directions, tokens, ctx.out)
-            if antithetic:
-                plus, minus = signed.chunk(2)
-                signed = torch.cat((plus, -minus))
-            each = max(1, _BACKWARD_BYTES // (ctx.out * cols * grad.element_size()))
+            signed_grad = signed(grad, directions, antithetic)
+            each = max(1, BACKWARD_BYTES // (ctx.out * cols * grad.element_size()))
             parts = []
             for first in range(0, directions, each):
                 count = min(each, directions - first)
                 noise = dense_materialise(
                     key, stream, first, count, ctx.out, cols, rademacher, grad.dtype
                 )
-                part = signed[:, first : first + count]
+                part = signed_grad[:, first : first + count]
                 parts.append(torch.einsum("rdto,doi->rdti", part, noise * sigma.to(grad.dtype)))
             grad_x = torch.cat(parts, dim=1)
             if rows == repeats * directions:
                 grad_x = grad_x.reshape(ctx.x_shape)
             else:
-                grad_x = grad_x.unflatten(0, (repeats // rows, rows)).sum((0, 2))
+                grad_x = fold_shared(grad_x, rows)
     return grad, grad_x, None, None, None, None, None, None, None
 
 
@@ -170,20 +160,5 @@ torch.library.register_autograd(
     "perturbed::dense_linear", _dense_linear_backward, setup_context=_dense_linear_context
 )
 
-
-def _refuse_grad(name: str, instead: str) -> None:
-    """Make an in-place operator raise where autograd would otherwise be silently wrong."""
-    op = getattr(_ops, name).default
-
-    def refuse(*args):
-        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
-            raise RuntimeError(f"perturbed::{name} is not differentiable; {instead}")
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*args)
-
-    _library.impl(name, refuse, "Autograd")
-
-
-_library = torch.library.Library("perturbed", "IMPL")
-_refuse_grad("dense_linear_", "use dense_linear")
-_refuse_grad("dense_estimate_", "call it under torch.no_grad()")
+refuse_grad("dense_linear_", "use dense_linear")
+refuse_grad("dense_estimate_", "call it under torch.no_grad()")

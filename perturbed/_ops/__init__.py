@@ -1,0 +1,39 @@
+"""The operators of ``perturbed::``: one typed wrapper each, its fake kernel and its derivative.
+
+One file per noise family. No arithmetic lives here: schemas are in ``csrc/schema.cpp``, kernels in
+``csrc/cpu`` and ``csrc/cuda``, and the slow truth of every operator in ``perturbed/reference``.
+"""
+
+from .dense import dense_estimate_, dense_linear, dense_linear_, dense_materialise
+from .low_rank import low_rank_linear, low_rank_linear_
+from .selection import (
+    permuted_estimate_,
+    select,
+    select_add,
+    select_add_,
+    selection_sum,
+    selections,
+)
+from .sign_flip import flip, flip_add, flip_add_
+from .sparse import sparse_estimate_, sparse_linear, sparse_linear_
+
+__all__ = [
+    "dense_estimate_",
+    "dense_linear",
+    "dense_linear_",
+    "dense_materialise",
+    "flip",
+    "flip_add",
+    "flip_add_",
+    "low_rank_linear",
+    "low_rank_linear_",
+    "permuted_estimate_",
+    "select",
+    "select_add",
+    "select_add_",
+    "selection_sum",
+    "selections",
+    "sparse_estimate_",
+    "sparse_linear",
+    "sparse_linear_",
+]
