@@ -110,7 +110,7 @@ def fast_noise(monkeypatch):
     test_noise_layout.py ties the operator's noise to the contract.
     """
     monkeypatch.setattr(
-        reference, "dense_materialise", lambda *args, exact: _ops.dense_materialise(*args)
+        reference.noise, "dense_materialise", lambda *args, exact: _ops.dense_materialise(*args)
     )
 
 
@@ -232,7 +232,7 @@ def test_reference_in_chunks_of_directions(monkeypatch):
         yield reference.dense_estimate(grad, weights, key, sigma, WEIGHT, False, True)
 
     whole = list(results())
-    monkeypatch.setattr(reference, "_CHUNK_ELEMENTS", 2 * 10 * 12 + 1)
+    monkeypatch.setattr(reference.rows, "CHUNK_ELEMENTS", 2 * 10 * 12 + 1)
     for chunked, unchunked in zip(results(), whole, strict=True):
         torch.testing.assert_close(chunked, unchunked)
 

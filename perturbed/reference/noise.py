@@ -1,9 +1,4 @@
-"""The operators of ``csrc/schema.cpp`` in plain torch, with the noise materialised.
-
-Slow, short and written from the noise contract (``docs/conventions.md``), not from the kernels: the
-oracle of the tests, and the path for devices that have no kernels. Each function is named after its
-operator, takes the same arguments in the same order and returns its result; nothing is changed in
-place. Shapes: D directions, R repeats, B = R * D rows, T tokens, m = out, n = in.
+"""The noise contract in plain torch: Philox, normals, signs, and matrices of them.
 
 Two forms of the normals exist. ``exact=True`` repeats ``box_muller`` of ``csrc/noise/normal.h``
 operation by operation and gives the bits of the CPU kernels on every device; it needs float64.
@@ -15,21 +10,17 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-_MASK = 0xFFFFFFFF
+MASK = 0xFFFFFFFF
 _PHILOX_ROUNDS = 10
 _PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
 
 _NORMAL_COLS = 4  # a normal block is 1 x 4 elements
 _SIGN_ROWS, _SIGN_COLS = 4, 32  # a block of signs is 4 x 32 elements
-
-# Elements of noise that are materialised at a time; bounds the memory of a call to some 100 MB.
-_CHUNK_ELEMENTS = 1 << 20
 
 
 def _float32s(*values: float) -> list[float]:
@@ -43,9 +34,6 @@ _LOG = _float32s(-2.0, 0.999998629, -0.666660786, 0.500160575, -0.400355816)
 _LOG += _float32s(0.328255683, -0.278069288, 0.30806464, -0.288698822)
 _SIN = _float32s(-3.14159274, 5.1677103, -2.55007768, 0.598292172, -0.0776594058)
 _COS = _float32s(1.0, -4.93479538, 4.05845118, -1.33209383, 0.220080659)
-
-
-# ---- noise -------------------------------------------------------------------------------------
 
 
 def splitmix64(seed: int) -> int:
@@ -69,13 +57,13 @@ def philox4x32(counters: Tensor, key: Tensor) -> Tensor:
         [..., 4] int64, each a 32-bit word.
     """
     c0, c1, c2, c3 = counters.unbind(-1)
-    k0, k1 = key & _MASK, (key >> 32) & _MASK
+    k0, k1 = key & MASK, (key >> 32) & MASK
     for _ in range(_PHILOX_ROUNDS):
         # int64 products wrap modulo 2^64, which keeps all 64 bits of these unsigned products.
         p0, p1 = c0 * _PHILOX_MULTIPLIERS[0], c2 * _PHILOX_MULTIPLIERS[1]
-        c0, c2 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, ((p0 >> 32) & _MASK) ^ c3 ^ k1
-        c1, c3 = p1 & _MASK, p0 & _MASK
-        k0, k1 = (k0 + _PHILOX_WEYL[0]) & _MASK, (k1 + _PHILOX_WEYL[1]) & _MASK
+        c0, c2 = ((p1 >> 32) & MASK) ^ c1 ^ k0, ((p0 >> 32) & MASK) ^ c3 ^ k1
+        c1, c3 = p1 & MASK, p0 & MASK
+        k0, k1 = (k0 + _PHILOX_WEYL[0]) & MASK, (k1 + _PHILOX_WEYL[1]) & MASK
     return torch.stack([c0, c1, c2, c3], -1)
 
 
@@ -83,12 +71,12 @@ def words(
     key: Tensor, stream: int, first: int, count: int, first_block: int, blocks: int
 ) -> Tensor:
     """Philox words of ``count`` directions from ``key[2] + first`` on: [count, blocks, 4] int64."""
-    direction = (key[2] + first + torch.arange(count, device=key.device)) & _MASK
+    direction = (key[2] + first + torch.arange(count, device=key.device)) & MASK
     block = first_block + torch.arange(blocks, device=key.device)
     counters = torch.empty(count, blocks, 4, dtype=torch.int64, device=key.device)
     counters[..., 0] = stream
     counters[..., 1] = block
-    counters[..., 2] = key[1] & _MASK
+    counters[..., 2] = key[1] & MASK
     counters[..., 3] = direction[:, None]
     return philox4x32(counters, key[0])
 
@@ -181,112 +169,3 @@ def dense_materialise(
     else:
         noise = _normals(key, stream, first, count, rows, cols, exact)
     return noise.to(dtype).contiguous()
-
-
-# ---- what the operators do with it ---------------------------------------------------------
-
-
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _chunks(directions: int, elements: int) -> Iterator[tuple[int, int]]:
-    """Ranges (first, count) that cover all directions, each of bounded size."""
-    step = max(1, _CHUNK_ELEMENTS // max(1, elements))
-    for first in range(0, directions, step):
-        yield first, min(step, directions - first)
-
-
-def dense_linear(
-    y: Tensor,
-    x: Tensor,
-    key: Tensor,
-    sigma: Tensor,
-    weight_stream: int,
-    bias_stream: int,
-    directions: int,
-    antithetic: bool,
-    rademacher: bool,
-    *,
-    exact: bool = True,
-) -> Tensor:
-    """y[b, t] + s_b * sigma * (E_d x[b, t] + e_d) with d = b % D.
-
-    Args:
-        y: [B, T, m].
-        x: [B, T, n], or [N, T, n] with N dividing R: then row b reads ``x[b // D % N]``.
-        key: [3] int64: mixed seed, generation, global index of the first direction.
-        sigma: [] float64.
-        weight_stream: counter word c0 of E_d, -1 for none.
-        bias_stream: counter word c0 of e_d, -1 for none.
-        directions: D.
-        antithetic: s_b = -1 in the second half of the repeats.
-        rademacher: signs instead of normals.
-        exact: see the head of this module.
-
-    Raises:
-        ValueError: the rows of y or x do not fit D, or R is odd with ``antithetic``.
-    """
-    rows, tokens, out = y.shape
-    if directions <= 0 or rows % directions:
-        raise ValueError(
-            f"dense_linear: y must have a multiple of directions = {directions} rows, got {rows}"
-        )
-    repeats = rows // directions
-    if antithetic and repeats % 2:
-        raise ValueError(f"dense_linear: antithetic needs an even number of repeats, got {repeats}")
-    if x.shape[0] == rows:
-        x = x.reshape(repeats, directions, *x.shape[1:])
-    elif x.shape[0] and repeats % x.shape[0] == 0:
-        x = x.repeat(repeats // x.shape[0], 1, 1)[:, None].expand(-1, directions, -1, -1)
-    else:
-        raise ValueError(
-            f"dense_linear: x must have as many rows as y ({rows}) or a divisor of the repeats "
-            f"({repeats}), got {x.shape[0]}"
-        )
-    acc = _accumulator(y.dtype)
-    scale = sigma.to(acc) * torch.ones(repeats, 1, 1, 1, dtype=acc, device=y.device)
-    if antithetic:
-        scale = torch.cat([scale[: repeats // 2], -scale[repeats // 2 :]])
-    base = y.reshape(repeats, directions, tokens, out)
-    parts = [base[:, :0]]
-    for first, count in _chunks(directions, out * max(1, x.shape[-1])):
-        here = slice(first, first + count)
-        delta = torch.zeros(repeats, count, tokens, out, dtype=acc, device=y.device)
-        if weight_stream >= 0:
-            noise = dense_materialise(
-                key, weight_stream, first, count, out, x.shape[-1], rademacher, acc, exact=exact
-            )
-            delta = x[:, here].to(acc) @ noise.mT
-        if bias_stream >= 0:
-            delta = delta + dense_materialise(
-                key, bias_stream, first, count, 1, out, rademacher, acc, exact=exact
-            )
-        parts.append((base[:, here].to(acc) + scale * delta).to(y.dtype))
-    return torch.cat(parts, 1).reshape(y.shape)
-
-
-def dense_estimate(
-    grad: Tensor,
-    weights: Tensor,
-    key: Tensor,
-    sigma: Tensor,
-    stream: int,
-    rademacher: bool,
-    accumulate: bool,
-    *,
-    exact: bool = True,
-) -> Tensor:
-    """(accumulate ? grad : 0) + sigma * sum_d weights[d] E_d, shaped [m, n] like ``grad``.
-
-    ``weights`` is [D] in the accumulator's dtype: float64 for a float64 grad, float32 otherwise.
-    """
-    acc, (rows, cols) = _accumulator(grad.dtype), grad.shape
-    total = torch.zeros(rows * cols, dtype=acc, device=grad.device)
-    for first, count in _chunks(weights.shape[0], rows * cols):
-        noise = dense_materialise(
-            key, stream, first, count, rows, cols, rademacher, acc, exact=exact
-        )
-        total += weights[first : first + count].to(acc) @ noise.flatten(1)
-    total = sigma.to(acc) * total.reshape(grad.shape)
-    return (grad.to(acc) + total if accumulate else total).to(grad.dtype)
