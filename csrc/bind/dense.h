@@ -1,5 +1,6 @@
 // Arguments of the dense family's operators, checked once for every device and turned into plain
-// structs. The CPU and CUDA twins (csrc/cpu/dense.cpp, csrc/cuda/dense.cu) start from these.
+// structs. The CPU and CUDA twins (csrc/cpu/dense.cpp, csrc/cuda/dense.cu) start from these; the
+// other families' checks are built on what is shared here.
 #pragma once
 
 #include "bind/check.h"
@@ -30,10 +31,11 @@ inline void check_blocks(const char* op, int64_t rows, int64_t cols, bool radema
            " elements has more than 2^32 noise blocks");
 }
 
-inline DenseLinearSizes check_dense_linear(const char* op, const Tensor& y, const Tensor& x,
-                                           const Tensor& key, const Tensor& sigma,
-                                           int64_t weight_stream, int64_t bias_stream,
-                                           int64_t directions, bool antithetic, bool rademacher) {
+// What every family's `<family>_linear_` has in common: the rows of y and x, key, sigma and bias.
+inline DenseLinearSizes check_linear_rows(const char* op, const Tensor& y, const Tensor& x,
+                                          const Tensor& key, const Tensor& sigma,
+                                          int64_t bias_stream, int64_t directions,
+                                          bool antithetic) {
   check_dim(op, "y", y, 3);
   check_dim(op, "x", x, 3);
   check_contiguous(op, "y", y);
@@ -41,7 +43,6 @@ inline DenseLinearSizes check_dense_linear(const char* op, const Tensor& y, cons
   check_same_device(op, "x", x, y);
   check_key(op, key, y);
   check_sigma(op, sigma, y);
-  check_stream(op, "weight_stream", weight_stream);
   check_stream(op, "bias_stream", bias_stream);
   PT_CHECK(directions > 0, op, "directions must be positive, got ", directions);
   const int64_t rows = y.size(0);
@@ -58,21 +59,36 @@ inline DenseLinearSizes check_dense_linear(const char* op, const Tensor& y, cons
   s.sources = s.shared ? x.size(0) : s.repeats;
   PT_CHECK(!antithetic || s.repeats % 2 == 0, op,
            "antithetic needs an even number of repeats, got ", s.repeats);
-  PT_CHECK(!s.shared || (s.sources > 0 && s.repeats % s.sources == 0), op,
-           "x must have as many rows as y (", rows, ") or a divisor of the repeats (", s.repeats,
-           "), got ", x.size(0));
   PT_CHECK(x.size(1) == s.tokens, op, "x must have y's ", s.tokens, " tokens, got ", x.size(1));
   PT_CHECK(s.in <= 1 || x.stride(2) == 1, op,
            "x must be contiguous in its last dimension; call .contiguous()");
-  check_blocks(op, s.out, s.in, rademacher);
   s.x_row_stride = x.stride(0);
   s.x_token_stride = x.stride(1);
   return s;
 }
 
-inline void check_dense_estimate(const char* op, const Tensor& grad, const Tensor& weights,
-                                 const Tensor& key, const Tensor& sigma, int64_t stream,
-                                 bool rademacher) {
+// x of a `<family>_linear_`: one row per row of y, or the N rows that every member sees.
+inline void check_shared_rows(const char* op, const DenseLinearSizes& s) {
+  PT_CHECK(!s.shared || (s.sources > 0 && s.repeats % s.sources == 0), op,
+           "x must have as many rows as y (", s.repeats * s.directions,
+           ") or a divisor of the repeats (", s.repeats, "), got ", s.sources);
+}
+
+inline DenseLinearSizes check_dense_linear(const char* op, const Tensor& y, const Tensor& x,
+                                           const Tensor& key, const Tensor& sigma,
+                                           int64_t weight_stream, int64_t bias_stream,
+                                           int64_t directions, bool antithetic, bool rademacher) {
+  check_stream(op, "weight_stream", weight_stream);
+  const DenseLinearSizes s =
+      check_linear_rows(op, y, x, key, sigma, bias_stream, directions, antithetic);
+  check_shared_rows(op, s);
+  check_blocks(op, s.out, s.in, rademacher);
+  return s;
+}
+
+// What every family's `<family>_estimate_` has in common.
+inline void check_estimate(const char* op, const Tensor& grad, const Tensor& weights,
+                           const Tensor& key, const Tensor& sigma) {
   check_dim(op, "grad", grad, 2);
   check_contiguous(op, "grad", grad);
   check_dim(op, "weights", weights, 1);
@@ -82,6 +98,12 @@ inline void check_dense_estimate(const char* op, const Tensor& grad, const Tenso
   check_same_device(op, "weights", weights, grad);
   check_key(op, key, grad);
   check_sigma(op, sigma, grad);
+}
+
+inline void check_dense_estimate(const char* op, const Tensor& grad, const Tensor& weights,
+                                 const Tensor& key, const Tensor& sigma, int64_t stream,
+                                 bool rademacher) {
+  check_estimate(op, grad, weights, key, sigma);
   PT_CHECK(stream >= 0, op, "stream must be a counter word, got ", stream);
   check_stream(op, "stream", stream);
   check_blocks(op, grad.size(0), grad.size(1), rademacher);
