@@ -28,6 +28,15 @@ class LaunchScope {
   cudaStream_t stream_;
 };
 
+// What starts the kernels of csrc/cuda/*_launch.cuh and *_kernels.cuh: launch(kernel, grid, threads,
+// arguments...).
+inline auto launcher(cudaStream_t stream) {
+  return [stream](auto kernel, auto grid, int threads, auto... args) {
+    kernel<<<dim3(grid.x, grid.y, grid.z), threads, 0, stream>>>(args...);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  };
+}
+
 // Whether rows that start `strides` elements apart from `data` can be read four elements at a time
 // (Vector4 of csrc/cuda/device.cuh).
 template <class... Strides>

@@ -18,14 +18,6 @@ namespace {
 // Normals on the special-function units; the exact ones, at twice the cost, are for tests.
 constexpr bool kExact = false;
 
-// Starts a kernel on `stream`, for dense_launch.cuh.
-auto launcher(cudaStream_t stream) {
-  return [stream](auto kernel, GridShape grid, int threads, auto... args) {
-    kernel<<<dim3(grid.x, grid.y, grid.z), threads, 0, stream>>>(args...);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
-  };
-}
-
 void dense_linear_on_stream(const char* op, Tensor& y, const Tensor& x, const Tensor& key,
                             const Tensor& sigma, int64_t weight_stream, int64_t bias_stream,
                             int64_t directions, bool antithetic, bool rademacher) {

@@ -1,6 +1,7 @@
 // Vocabulary of the device code. A kernel header uses what is here, CUDA's index variables,
-// __syncthreads, __shfl_sync and __shfl_xor_sync, and nothing else, so that tests/emulation can
-// compile the same source with a host compiler and run it thread by thread. No torch in here.
+// __syncthreads, __shfl_sync, __shfl_xor_sync, __ballot_sync, __ffs and __popc, and nothing else, so
+// that tests/emulation can compile the same source with a host compiler and run it thread by thread.
+// No torch in here.
 #pragma once
 
 #include <cstdint>
@@ -145,6 +146,16 @@ inline int power_of_two_at_least(int64_t value, int limit) {
   int power = 1;
   while (power < value && power < limit) power *= 2;
   return power;
+}
+
+struct GridShape {
+  unsigned x, y, z;
+};
+
+// A grid of blocks; y and z are cut to what CUDA allows, and their kernels loop.
+inline GridShape grid_shape(int64_t x, int64_t y = 1, int64_t z = 1) {
+  return {static_cast<unsigned>(x), static_cast<unsigned>(y < kMaxGridYZ ? y : kMaxGridYZ),
+          static_cast<unsigned>(z < kMaxGridYZ ? z : kMaxGridYZ)};
 }
 
 }  // namespace perturbed

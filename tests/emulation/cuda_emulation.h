@@ -98,6 +98,7 @@ class Block {
   void barrier();
   template <class T>
   T shuffle(const char* kind, unsigned mask, T value, unsigned source);
+  unsigned ballot(unsigned mask, bool vote);
   Shared& declare_shared(const char* name, size_t count, size_t element_bytes);
   void note_read(Shared& shared, size_t i);
   void note_write(Shared& shared, size_t i);
@@ -116,6 +117,9 @@ class Block {
   void switch_to_fiber(size_t i);
   void switch_to_scheduler(bool last);
   void wait(Waiting reason);
+  // Deposits a value and returns those of the warp's 32 lanes.
+  template <class T>
+  auto exchange(const char* kind, unsigned mask, T value) -> const unsigned char (*)[Warp::kBytes];
   void release(Waiting reason, size_t first, size_t end);
   std::string who(size_t i) const { return "thread " + std::to_string(i); }
   std::string where() const {
@@ -267,7 +271,8 @@ inline void Block::barrier() {
 }
 
 template <class T>
-T Block::shuffle(const char* kind, unsigned mask, T value, unsigned source) {
+auto Block::exchange(const char* kind, unsigned mask, T value) -> const
+    unsigned char (*)[Warp::kBytes] {
   static_assert(sizeof(T) <= Warp::kBytes, "CUDA shuffles 4 or 8 bytes");
   if (mask != 0xffffffffu) fail("shuffle with a mask that is not the full warp");
   Warp& warp = warps_[current_ / kWarp];
@@ -288,8 +293,22 @@ T Block::shuffle(const char* kind, unsigned mask, T value, unsigned source) {
     const size_t first = current_ - lane;
     release(Waiting::kShuffle, first, first + kWarp);
   }
+  return slots;
+}
+
+template <class T>
+T Block::shuffle(const char* kind, unsigned mask, T value, unsigned source) {
   T result;
-  std::memcpy(&result, slots[source], sizeof(T));
+  std::memcpy(&result, exchange(kind, mask, value)[source], sizeof(T));
+  return result;
+}
+
+inline unsigned Block::ballot(unsigned mask, bool vote) {
+  const auto* votes = exchange("__ballot_sync", mask, static_cast<unsigned>(vote));
+  unsigned result = 0;
+  for (unsigned lane = 0; lane < kWarp; ++lane) {
+    result |= static_cast<unsigned>(votes[lane][0]) << lane;
+  }
   return result;
 }
 
@@ -450,6 +469,12 @@ T __shfl_sync(unsigned mask, T value, int source) {
   return emulation::current_block()->shuffle("__shfl_sync", mask, value,
                                              static_cast<unsigned>(source) % 32u);
 }
+
+inline unsigned __ballot_sync(unsigned mask, bool vote) {
+  return emulation::current_block()->ballot(mask, vote);
+}
+inline int __ffs(int word) { return __builtin_ffs(word); }
+inline int __popc(unsigned word) { return __builtin_popcount(word); }
 
 namespace perturbed {
 
