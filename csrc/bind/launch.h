@@ -28,8 +28,7 @@ class LaunchScope {
   cudaStream_t stream_;
 };
 
-// What starts the kernels of csrc/cuda/*_launch.cuh and *_kernels.cuh: launch(kernel, grid, threads,
-// arguments...).
+// Starts kernels on `stream`; what the launch headers of csrc/cuda call.
 inline auto launcher(cudaStream_t stream) {
   return [stream](auto kernel, auto grid, int threads, auto... args) {
     kernel<<<dim3(grid.x, grid.y, grid.z), threads, 0, stream>>>(args...);

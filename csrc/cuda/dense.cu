@@ -1,5 +1,5 @@
 // Dense family on CUDA: checks, geometry and launches. Kernels and geometry are in
-// dense_kernels.cuh and dense_launch.cuh, the // operators' contracts in csrc/schema.cpp, the CPU
+// dense_kernels.cuh and dense_launch.cuh, the operators' contracts in csrc/schema.cpp, the CPU
 // twin in csrc/cpu/dense.cpp.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "cuda/dense_kernels.cuh"
+#include "cuda/grid.cuh"
 
 namespace perturbed {
 
