@@ -25,8 +25,16 @@ if os.environ.get("PERTURBED_CPU", "") not in ("", *_cpu_capabilities()):
 
 from . import _ops as _ops  # registers fake kernels and derivatives before the first call
 from .model import PerturbedModel
-from .nn import PerturbedLinear, convert, revert
-from .noise import Dense
+from .nn import (
+    LowRankLinear,
+    PermutedLinear,
+    PerturbedLinear,
+    SignFlipLinear,
+    SparsePerturbedLinear,
+    convert,
+    revert,
+)
+from .noise import Dense, LowRank, Permuted, SignFlip, Sparse
 from .optim import NES
 from .replicate import Replicated
 
@@ -35,9 +43,17 @@ __version__ = "0.1.0"
 __all__ = [
     "NES",
     "Dense",
+    "LowRank",
+    "LowRankLinear",
+    "Permuted",
+    "PermutedLinear",
     "PerturbedLinear",
     "PerturbedModel",
     "Replicated",
+    "SignFlip",
+    "SignFlipLinear",
+    "Sparse",
+    "SparsePerturbedLinear",
     "convert",
     "revert",
 ]

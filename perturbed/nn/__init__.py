@@ -2,6 +2,21 @@
 
 from .base import PerturbedLayer
 from .convert import convert, revert
-from .linear import PerturbedLinear
+from .linear import (
+    LowRankLinear,
+    PermutedLinear,
+    PerturbedLinear,
+    SignFlipLinear,
+    SparsePerturbedLinear,
+)
 
-__all__ = ["PerturbedLayer", "PerturbedLinear", "convert", "revert"]
+__all__ = [
+    "LowRankLinear",
+    "PermutedLinear",
+    "PerturbedLayer",
+    "PerturbedLinear",
+    "SignFlipLinear",
+    "SparsePerturbedLinear",
+    "convert",
+    "revert",
+]

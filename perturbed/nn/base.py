@@ -32,8 +32,10 @@ class PerturbedLayer(nn.Module):
 
     def init_noise(self, directions: int, noise: NoiseFamily | None) -> None:
         """Check and store the layer's own settings; the weights are untouched."""
-        self.directions = check_directions(directions)
-        self.noise = check_family(noise)
+        directions, noise = check_directions(directions), check_family(noise)
+        noise.check(*matrix_shape(self.weight), directions)
+        self.directions = directions
+        self.noise = noise
         self.site = None
 
     def attach(self, state: NoiseState, weight_id: int | None, bias_id: int | None) -> None:

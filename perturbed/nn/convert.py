@@ -6,12 +6,21 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ..noise import NoiseFamily
+from ..noise.base import matrix_shape
 from ..noise.state import check_directions
 from .base import PerturbedLayer, check_family
-from .linear import PerturbedLinear
+from .linear import (
+    LowRankLinear,
+    PermutedLinear,
+    PerturbedLinear,
+    SignFlipLinear,
+    SparsePerturbedLinear,
+)
 
 # torch layer -> perturbed twin. Subclasses are left alone: they may do anything in their forward.
 TWINS: dict[type[nn.Module], type[PerturbedLayer]] = {nn.Linear: PerturbedLinear}
+# Classes that become their torch parent again; they differ from a twin in their arguments alone.
+REVERTIBLE = {*TWINS.values(), LowRankLinear, PermutedLinear, SignFlipLinear, SparsePerturbedLinear}
 
 # Absent from a module's parameters if a hook or a parametrization computes them.
 _PARAMETERS = {"weight", "bias"}
@@ -37,8 +46,8 @@ def convert(model: nn.Module, directions: int, noise: NoiseFamily | None = None)
         ``model``.
 
     Raises:
-        ValueError: a model with no layer that could be perturbed, or with a lazy layer that has no
-            weight yet.
+        ValueError: a model with no layer that could be perturbed, with a lazy layer that has no
+            weight yet, or with one whose size does not fit the family. Nothing is changed then.
         TypeError: arguments of another type.
 
     Example:
@@ -56,15 +65,19 @@ def convert(model: nn.Module, directions: int, noise: NoiseFamily | None = None)
             raise ValueError(
                 f"model must have its parameters, but {name} is lazy; run one forward first"
             )
-    found = False
-    for module in model.modules():
-        twin = TWINS.get(type(module))
-        if twin is not None and _PARAMETERS <= module._parameters.keys():
-            # A change of class, not of object: whoever holds the layer keeps holding it.
-            module.__class__ = twin
-            module.init_noise(directions, noise)  # type: ignore[operator]
-        found = found or isinstance(module, PerturbedLayer)
-    if not found:
+    layers = []
+    for name, module in model.named_modules():
+        if type(module) in TWINS and _PARAMETERS <= module._parameters.keys():
+            try:
+                noise.check(*matrix_shape(module.weight), directions)
+            except ValueError as error:
+                raise ValueError(f"{name or type(module).__name__}: {error}") from None
+            layers.append(module)
+    for module in layers:
+        # A change of class, not of object: whoever holds the layer keeps holding it.
+        module.__class__ = TWINS[type(module)]
+        module.init_noise(directions, noise)
+    if not any(isinstance(module, PerturbedLayer) for module in model.modules()):
         names = ", ".join(sorted(t.__name__ for t in TWINS))
         raise ValueError(
             f"model has no layer with a perturbed twin ({names}): {type(model).__name__}"
@@ -90,7 +103,7 @@ def revert(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, PerturbedLayer):
             module.release()
-            if type(module) in TWINS.values():
+            if type(module) in REVERTIBLE:
                 module.__class__ = module.torch_class  # type: ignore[assignment]
                 for name in ("directions", "noise", "site"):
                     del module.__dict__[name]

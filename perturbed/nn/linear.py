@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..noise import NoiseFamily
+from ..noise import LowRank, NoiseFamily, Permuted, SignFlip, Sparse
 from ..replicate import Replicated, replicate_rows
 from .base import PerturbedLayer
 
@@ -35,7 +35,8 @@ class PerturbedLinear(PerturbedLayer, nn.Linear):
         output (B, *, out_features).
 
     Raises:
-        ValueError: rows that are no multiple of D, an odd R > 1 with antithetic sampling.
+        ValueError: a family whose options do not fit the layer's size; in the forward, rows that
+            are no multiple of D, an odd R > 1 with antithetic sampling.
         TypeError: an input that is not floating point.
 
     Example:
@@ -96,6 +97,171 @@ class PerturbedLinear(PerturbedLayer, nn.Linear):
         self.noise.allocate(self.weight, self.site)
         y = self.noise.add_linear(y, x, self.site, short is not None)
         return y.squeeze(1) if base.dim() == 2 else y.view(base.shape)
+
+
+class SparsePerturbedLinear(PerturbedLinear):
+    """A PerturbedLinear with :class:`~perturbed.Sparse` noise: each direction perturbs k columns.
+
+    After NESgpu's layer of the same name (Amand, 2020).
+
+    Args:
+        in_features, out_features, directions, bias, device, dtype: as in PerturbedLinear.
+        sparsity: k as a count or a fraction of the inputs, or "auto" for max(1, in // D).
+        distribution: "normal" or "rademacher".
+
+    Shapes:
+        as PerturbedLinear.
+
+    Raises:
+        ValueError: a sparsity below 1 or above ``in_features``, a fraction outside (0, 1].
+        TypeError: a sparsity that is no number.
+
+    Example:
+        >>> from perturbed import SparsePerturbedLinear
+        >>> SparsePerturbedLinear(8, 4, directions=16, sparsity=2).noise
+        Sparse(2)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        directions: int,
+        bias: bool = True,
+        sparsity: int | float | str = "auto",
+        distribution: str = "normal",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Initialise as nn.Linear does."""
+        noise = Sparse(sparsity, distribution)
+        super().__init__(in_features, out_features, directions, bias, noise, device, dtype)
+
+
+class PermutedLinear(PerturbedLinear):
+    """A PerturbedLinear with :class:`~perturbed.Permuted` noise: one matrix in permuted places.
+
+    After NESgpu's layer of the same name (Amand, 2020).
+
+    Args:
+        in_features, out_features, directions, bias, device, dtype: as in PerturbedLinear.
+        permutation: "in", "out", "both" or "auto".
+        in_sparsity: non-zero columns of E_d as a count or a fraction, 0 for all.
+        out_sparsity: non-zero rows of E_d as a count or a fraction, 0 for all.
+        allow_repeats: draw with replacement instead of permuting.
+        distribution: "normal" or "rademacher".
+
+    Shapes:
+        as PerturbedLinear.
+
+    Raises:
+        ValueError: an unknown permutation, a sparsity above its size or a fraction outside (0, 1],
+            no side longer than 1 to permute.
+        TypeError: a sparsity that is no number.
+
+    Example:
+        >>> from perturbed import PermutedLinear
+        >>> PermutedLinear(8, 4, directions=16, permutation="in").noise
+        Permuted('in')
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        directions: int,
+        bias: bool = True,
+        permutation: str = "auto",
+        in_sparsity: int | float = 0,
+        out_sparsity: int | float = 0,
+        allow_repeats: bool = False,
+        distribution: str = "normal",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Initialise as nn.Linear does."""
+        noise = Permuted(permutation, in_sparsity, out_sparsity, allow_repeats, distribution)
+        super().__init__(in_features, out_features, directions, bias, noise, device, dtype)
+
+
+class SignFlipLinear(PerturbedLinear):
+    """A PerturbedLinear with :class:`~perturbed.SignFlip` noise: one matrix with flipped signs.
+
+    After Flipout (Wen et al., 2018) and NESgpu's SyntheticLinear (Amand, 2020).
+
+    Args:
+        in_features, out_features, directions, bias, device, dtype: as in PerturbedLinear.
+        flip: "in", "out", "both" or "auto".
+        bases: G, how many matrices the directions share; more of them lower the variance.
+        distribution: "normal" or "rademacher".
+
+    Shapes:
+        as PerturbedLinear.
+
+    Raises:
+        ValueError: an unknown flip, ``bases`` below 1.
+        TypeError: ``bases`` that is no integer.
+
+    Example:
+        >>> from perturbed import SignFlipLinear
+        >>> SignFlipLinear(8, 4, directions=16, flip="out").noise
+        SignFlip('out')
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        directions: int,
+        bias: bool = True,
+        flip: str = "auto",
+        bases: int = 1,
+        distribution: str = "normal",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Initialise as nn.Linear does."""
+        noise = SignFlip(flip, bases, distribution)
+        super().__init__(in_features, out_features, directions, bias, noise, device, dtype)
+
+
+class LowRankLinear(PerturbedLinear):
+    """A PerturbedLinear with :class:`~perturbed.LowRank` noise: a product of two thin matrices.
+
+    After EGGROLL (Sarkar et al., 2025).
+
+    Args:
+        in_features, out_features, directions, bias, device, dtype: as in PerturbedLinear.
+        rank: r, from 1 to min(in, out).
+        distribution: "normal" or "rademacher".
+
+    Shapes:
+        as PerturbedLinear.
+
+    Raises:
+        ValueError: a rank below 1 or above min(in, out).
+        TypeError: a rank that is no integer.
+
+    Example:
+        >>> from perturbed import LowRankLinear
+        >>> LowRankLinear(8, 4, directions=16, rank=2).noise
+        LowRank(2)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        directions: int,
+        bias: bool = True,
+        rank: int = 1,
+        distribution: str = "normal",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Initialise as nn.Linear does."""
+        noise = LowRank(rank, distribution)
+        super().__init__(in_features, out_features, directions, bias, noise, device, dtype)
 
 
 def with_tokens(rows: Tensor) -> Tensor:

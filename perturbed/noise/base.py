@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .state import NoiseState
+from .. import _ops
+from .state import NoiseState, as_int
 
 # Streams of one layer in the noise contract (csrc/noise/counters.h).
 STREAM_WEIGHT = 0
 STREAM_BIAS = 1
+STREAM_FACTOR_A = 2
+STREAM_FACTOR_B = 3
+STREAM_SHARED = 4
+STREAM_FLIP_IN = 5
+STREAM_FLIP_OUT = 6
+STREAM_SELECT_IN = 7
+STREAM_SELECT_OUT = 8
+STREAM_COLUMNS = 9
+STREAM_VALUES = 10
+
+DISTRIBUTIONS = ("normal", "rademacher")
+STORAGES = ("regenerate", "stored")
+
+# Noise materialised at once where a matrix product needs it: what stays in the second-level cache
+# of a CPU (up to a quarter faster than 16 MB), and enough to fill a GPU.
+SCRATCH_BYTES = {"cpu": 2 << 20, "cuda": 16 << 20}
+# Factors of an estimate drawn at once. More than the above: every chunk costs a pass over the
+# gradient.
+OUTER_BYTES = 32 << 20
 
 
 def stream_word(layer_id: int, stream: int) -> int:
@@ -34,13 +55,23 @@ class LayerNoise:
     weight: int = -1
     bias: int = -1
 
+    def stream(self, stream: int) -> int:
+        """Counter word of another tensor of the weight's noise."""
+        return self.weight & ~0xFF | stream
+
 
 class NoiseFamily(ABC):
     """A distribution of ``E_d`` and the operators that apply it.
 
     A family is a value: it has options but no noise, layers may share it, and families with the
-    same options are equal.
+    same options are equal. What is said of ``E_d`` holds for weights, which are matrices; the noise
+    of a vector, such as a bias, is independent in every element in all families.
+
+    Attributes:
+        distribution: "normal" or "rademacher", of the random numbers that make ``E_d``.
     """
+
+    distribution: str
 
     def __eq__(self, other: object) -> bool:
         """Compare class and options."""
@@ -49,6 +80,16 @@ class NoiseFamily(ABC):
     def __hash__(self) -> int:
         """Agree with ``==``."""
         return hash((type(self), tuple(sorted(self.__dict__.items()))))
+
+    @property
+    def rademacher(self) -> bool:
+        """Whether the random numbers are signs."""
+        return self.distribution == "rademacher"
+
+    # ---- the four things -----------------------------------------------------------------------
+
+    def check(self, rows: int, cols: int, directions: int) -> None:  # noqa: B027 (most take all)
+        """Raise ValueError if a weight of this shape cannot have this noise."""
 
     @abstractmethod
     def add_linear(self, y: Tensor, x: Tensor, site: LayerNoise, shared: bool) -> Tensor:
@@ -61,13 +102,16 @@ class NoiseFamily(ABC):
             shared: whether every member sees the same N rows.
         """
 
-    @abstractmethod
     def estimate_(
         self, grad: Tensor, weights: Tensor, site: LayerNoise, stream: int, accumulate: bool
     ) -> None:
         """Write or add ``sum_d weights[d] E_d`` (sigma included) to ``grad``, (rows, cols)."""
+        if stream == site.weight:
+            self.estimate_weight_(grad, weights, site, accumulate)
+        else:
+            key, sigma = site.state.tensors(grad.device)
+            _ops.dense_estimate_(grad, weights, key, sigma, stream, self.rademacher, accumulate)
 
-    @abstractmethod
     def materialise(
         self,
         site: LayerNoise,
@@ -79,6 +123,12 @@ class NoiseFamily(ABC):
         like: Tensor,
     ) -> Tensor:
         """Return ``E_d`` without sigma for ``count`` directions: (count, rows, cols)."""
+        if stream == site.weight:
+            return self.materialise_weight(site, first, count, rows, cols, like)
+        key, _ = site.state.tensors(like.device)
+        return _ops.dense_materialise(
+            key, stream, first, count, rows, cols, self.rademacher, like.dtype
+        )
 
     def allocate(self, weight: Tensor, site: LayerNoise) -> None:  # noqa: B027 (most hold nothing)
         """Materialise what the family holds for this weight until the next draw, if anything.
@@ -91,6 +141,70 @@ class NoiseFamily(ABC):
         held = site.state.held.get(site.weight)
         return 0 if held is None else held.nbytes
 
+    # ---- of weights, by each family ------------------------------------------------------------
+
+    @abstractmethod
+    def estimate_weight_(
+        self, grad: Tensor, weights: Tensor, site: LayerNoise, accumulate: bool
+    ) -> None:
+        """:meth:`estimate_` of the weight."""
+
+    @abstractmethod
+    def materialise_weight(
+        self, site: LayerNoise, first: int, count: int, rows: int, cols: int, like: Tensor
+    ) -> Tensor:
+        """:meth:`materialise` of the weight."""
+
+    # ---- of vectors ----------------------------------------------------------------------------
+
+    def add_bias(self, y: Tensor, site: LayerNoise) -> Tensor:
+        """Return ``y + s sigma e_d``, (B, T, out), the bias noise alone; may write into ``y``."""
+        if site.bias < 0:
+            return y
+        state = site.state
+        key, sigma = state.tensors(y.device)
+        antithetic = state.is_antithetic(y.shape[0] // state.directions)
+        arguments = (key, sigma, -1, site.bias, state.directions, antithetic, self.rademacher)
+        x = y[..., :0]
+        if needs_grad(y):
+            return _ops.dense_linear(y, x, *arguments)
+        _ops.dense_linear_(y, x, *arguments)
+        return y
+
+
+# ---- options -----------------------------------------------------------------------------------
+
+
+def check_option(name: str, value: object, options: tuple[str, ...]) -> str:
+    """Return ``value`` if it is one of ``options``."""
+    if value not in options:
+        raise ValueError(f"{name} must be one of {options}, got {value!r}")
+    return str(value)
+
+
+def check_count(name: str, value: object, none_is_zero: bool = False) -> int | float:
+    """Return a count (int >= 1) or a fraction (float in (0, 1]); 0 too if ``none_is_zero``."""
+    if isinstance(value, float):
+        if not (0 < value <= 1 or (none_is_zero and value == 0)):
+            raise ValueError(f"{name} as a fraction must be in (0, 1], got {value}")
+        return value
+    count = as_int(name, value)
+    if count < (0 if none_is_zero else 1):
+        raise ValueError(f"{name} as a count must be at least 1, got {count}")
+    return count
+
+
+def resolve_count(name: str, value: int | float, size: int, of: str) -> int:
+    """A count or fraction of ``size`` as a count, at least 1 of them if there are any."""
+    if isinstance(value, float):
+        return min(size, max(1, int(value * size)))
+    if value > size:
+        raise ValueError(f"{name} must be at most {of} = {size}, got {value}")
+    return value
+
+
+# ---- what families share -----------------------------------------------------------------------
+
 
 def needs_grad(*tensors: Tensor) -> bool:
     """Whether autograd would record an operation on these tensors."""
@@ -102,3 +216,58 @@ def matrix_shape(parameter: Tensor) -> tuple[int, int]:
     if parameter.dim() <= 1:
         return 1, parameter.numel()
     return parameter.shape[0], parameter[0].numel() if parameter.shape[0] else 0
+
+
+def per_scratch(device: torch.device, direction_bytes: int) -> int:
+    """Directions whose noise fits in the scratch; one at least."""
+    scratch = SCRATCH_BYTES.get(device.type, SCRATCH_BYTES["cpu"])
+    return max(1, scratch // max(1, direction_bytes))
+
+
+def repeat_signs(y: Tensor, directions: int, antithetic: bool) -> Tensor:
+    """Return s of every repeat, (R, 1, 1, 1), for a batch ``y``."""
+    repeats = y.shape[0] // directions
+    signs = torch.ones(repeats, 1, 1, 1, dtype=y.dtype, device=y.device)
+    if antithetic:
+        signs[repeats // 2 :] = -1
+    return signs
+
+
+def assign_total(grad: Tensor, total: Tensor, accumulate: bool) -> None:
+    """Write or add to ``grad`` a total that was summed in a wider dtype."""
+    grad.copy_(grad + total if accumulate else total)
+
+
+def wide_like(grad: Tensor) -> torch.dtype:
+    """Return the dtype in which an estimate is summed."""
+    return torch.float64 if grad.dtype == torch.float64 else torch.float32
+
+
+def add_outer_products(
+    total: Tensor,
+    left: Callable[[int, int], Tensor],
+    right: Callable[[int, int], Tensor],
+    weights: Tensor,
+    rank: int = 1,
+    accumulate: bool = False,
+) -> None:
+    """Write or add ``sum_d weights[d] left_d^T right_d`` to ``total``, a chunk of d at a time.
+
+    Args:
+        total: (m, n) in the weights' dtype.
+        left: (first, count) -> matrices of these directions, (count, rank, m).
+        right: the same, (count, rank, n).
+        weights: (D,).
+        rank: rows of a direction's matrices.
+        accumulate: add to what ``total`` holds.
+    """
+    directions = weights.shape[0]
+    bytes_each = rank * sum(total.shape) * total.element_size()
+    each = max(1, OUTER_BYTES // max(1, bytes_each))
+    for first in range(0, directions, each):
+        count = min(each, directions - first)
+        # The smaller factor takes the weights.
+        a, b = left(first, count), right(first, count)
+        (a if a.shape[2] <= b.shape[2] else b).mul_(weights[first : first + count, None, None])
+        beta = 1 if accumulate or first > 0 else 0
+        total.addmm_(a.flatten(0, 1).t(), b.flatten(0, 1), beta=beta)

@@ -12,19 +12,24 @@ import torch
 from torch import Tensor
 
 from .. import _ops
-from .base import LayerNoise, NoiseFamily, matrix_shape, needs_grad
-
-DISTRIBUTIONS = ("normal", "rademacher")
-STORAGES = ("regenerate", "stored")
+from .base import (
+    DISTRIBUTIONS,
+    STORAGES,
+    LayerNoise,
+    NoiseFamily,
+    assign_total,
+    check_option,
+    matrix_shape,
+    needs_grad,
+    per_scratch,
+    repeat_signs,
+)
 
 # From this many rows per direction on, a matrix product from scratch beats the fused kernels.
 GEMM_ROWS = 24
 # Outputs from which on the CPU kernel for signs is as fast all the same, or up to four times faster
 # (64 to 784 inputs, 32 to 1024 rows per direction).
 KERNEL_OUTPUTS = 8
-# Noise materialised at once in that regime: what stays in the second-level cache of a CPU (up to a
-# quarter faster than 16 MB), and enough to fill a GPU.
-SCRATCH_BYTES = {"cpu": 2 << 20, "cuda": 16 << 20}
 
 
 class Dense(NoiseFamily):
@@ -56,20 +61,11 @@ class Dense(NoiseFamily):
         dtype: torch.dtype | None = None,
     ) -> None:
         """Check and store the options."""
-        if distribution not in DISTRIBUTIONS:
-            raise ValueError(f"distribution must be one of {DISTRIBUTIONS}, got {distribution!r}")
-        if storage not in STORAGES:
-            raise ValueError(f"storage must be one of {STORAGES}, got {storage!r}")
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise TypeError(f"dtype must be a floating-point torch.dtype or None, got {dtype!r}")
-        self.distribution = distribution
-        self.storage = storage
+        self.distribution = check_option("distribution", distribution, DISTRIBUTIONS)
+        self.storage = check_option("storage", storage, STORAGES)
         self.dtype = dtype
-
-    @property
-    def rademacher(self) -> bool:
-        """Whether elements are signs."""
-        return self.distribution == "rademacher"
 
     def __repr__(self) -> str:
         """Show the options that differ from their defaults."""
@@ -104,40 +100,34 @@ class Dense(NoiseFamily):
         _ops.dense_linear_(y, x, *arguments)
         return y
 
-    def estimate_(
-        self, grad: Tensor, weights: Tensor, site: LayerNoise, stream: int, accumulate: bool
+    def estimate_weight_(
+        self, grad: Tensor, weights: Tensor, site: LayerNoise, accumulate: bool
     ) -> None:
         """See :meth:`NoiseFamily.estimate_`."""
         key, sigma = site.state.tensors(grad.device)
-        held = site.state.held.get(stream)
+        held = site.state.held.get(site.weight)
         if held is None:
-            _ops.dense_estimate_(grad, weights, key, sigma, stream, self.rademacher, accumulate)
+            _ops.dense_estimate_(
+                grad, weights, key, sigma, site.weight, self.rademacher, accumulate
+            )
             return
         # In the weights' dtype, the accumulator's: half-precision sums would lose what they add up.
         total = torch.zeros(grad.numel(), dtype=weights.dtype, device=grad.device)
-        each = _per_scratch(grad.device, grad.numel() * weights.element_size())
+        each = per_scratch(grad.device, grad.numel() * weights.element_size())
         for part, w in zip(held.split(each), weights.split(each), strict=True):
             total.addmv_(part.flatten(1).to(w.dtype).t(), w)
-        total = total.mul_(sigma).view_as(grad)
-        grad.copy_(grad + total if accumulate else total)
+        assign_total(grad, total.mul_(sigma).view_as(grad), accumulate)
 
-    def materialise(
-        self,
-        site: LayerNoise,
-        stream: int,
-        first: int,
-        count: int,
-        rows: int,
-        cols: int,
-        like: Tensor,
+    def materialise_weight(
+        self, site: LayerNoise, first: int, count: int, rows: int, cols: int, like: Tensor
     ) -> Tensor:
         """See :meth:`NoiseFamily.materialise`."""
-        held = site.state.held.get(stream)
+        held = site.state.held.get(site.weight)
         if held is not None:
             return held[first : first + count].to(like.dtype)
         key, _ = site.state.tensors(like.device)
         return _ops.dense_materialise(
-            key, stream, first, count, rows, cols, self.rademacher, like.dtype
+            key, site.weight, first, count, rows, cols, self.rademacher, like.dtype
         )
 
     def allocate(self, weight: Tensor, site: LayerNoise) -> None:
@@ -179,11 +169,8 @@ class Dense(NoiseFamily):
         directions, (_, tokens, cols), out = state.directions, x.shape, y.shape[2]
         if needs_grad(y, x):
             y = y.clone()
-        each = _per_scratch(x.device, out * cols * x.element_size())
-        repeats = y.shape[0] // directions
-        signs = torch.ones(repeats, 1, 1, 1, dtype=y.dtype, device=y.device)
-        if antithetic:
-            signs[repeats // 2 :] = -1
+        each = per_scratch(x.device, out * cols * x.element_size())
+        signs = repeat_signs(y, directions, antithetic)
         if shared:  # (copies, N, D, T, out)
             rows = y.view(-1, x.shape[0], directions, tokens, out)
             signs = signs.view(-1, x.shape[0], 1, 1, 1)
@@ -191,7 +178,7 @@ class Dense(NoiseFamily):
             rows = y.view(-1, directions, tokens, out)
         for first in range(0, directions, each):
             count = min(each, directions - first)
-            noise = self.materialise(site, site.weight, first, count, out, cols, x) * sigma
+            noise = self.materialise_weight(site, first, count, out, cols, x) * sigma
             if shared:
                 product = x.flatten(0, 1) @ noise.flatten(0, 1).t()  # (N * T, count * out)
                 product = product.view(-1, tokens, count, out).transpose(1, 2)
@@ -203,9 +190,3 @@ class Dense(NoiseFamily):
             # Both signs in one pass; slices of a symbolic R take torch.compile a minute.
             rows[..., first : first + count, :, :].addcmul_(product, signs)
         return y
-
-
-def _per_scratch(device: torch.device, direction_bytes: int) -> int:
-    """Directions whose noise fits in the scratch; one at least."""
-    scratch = SCRATCH_BYTES.get(device.type, SCRATCH_BYTES["cpu"])
-    return max(1, scratch // max(1, direction_bytes))

@@ -54,7 +54,8 @@ class NoiseState:
         # layer has seen one. Another number means rows in another order than ours.
         self.rows: tuple[int, ...] | None = None
         self.held: dict[int, Tensor] = {}
-        self._tensors: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        # Device -> key, sigma, and the key of noise that all directions share.
+        self._tensors: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
 
     def __getstate__(self) -> dict:
         """Leave out what is rebuilt from the numbers, and the forward under way."""
@@ -73,26 +74,33 @@ class NoiseState:
             self.held.clear()
         self.seed, self.generation, self.sigma = seed, generation, sigma
         self.drawn = generation >= 0
-        for key, scale in self._tensors.values():
+        for key, scale, shared in self._tensors.values():
             for i, value in enumerate(self._key()):
                 key[i].fill_(value)  # a fill needs no synchronisation
+                shared[i].fill_(value if i < 2 else 0)
             scale.fill_(sigma)
 
     def tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return ``key`` ((3,) int64) and ``sigma`` (() float64) on ``device``."""
         made = self._tensors.get(device)
-        return self._make_tensors(device) if made is None else made
+        return (self._make_tensors(device) if made is None else made)[:2]
+
+    def shared_key(self, device: torch.device) -> Tensor:
+        """Return the ``key`` of noise that all directions of the whole population share."""
+        made = self._tensors.get(device)
+        return (self._make_tensors(device) if made is None else made)[2]
 
     # Traced, the numbers would become constants of the graph.
     @torch.compiler.disable
-    def _make_tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _make_tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         # Ordinary tensors, though the caller is in inference mode: they are updated in place later.
         with torch.inference_mode(False):
             key = torch.tensor(self._key(), dtype=torch.int64, device=device)
             sigma = torch.tensor(self.sigma, dtype=torch.float64, device=device)
+            shared = torch.tensor([*self._key()[:2], 0], dtype=torch.int64, device=device)
         if type(key) is Tensor:  # not what a mode such as FakeTensorMode hands out
-            self._tensors[device] = key, sigma
-        return key, sigma
+            self._tensors[device] = key, sigma, shared
+        return key, sigma, shared
 
     def _key(self) -> list[int]:
         return [_C.splitmix64(self.seed), max(self.generation, 0), self.first_direction]

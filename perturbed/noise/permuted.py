@@ -1,0 +1,254 @@
+"""Permuted noise: one random matrix whose rows and columns change places from member to member."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _ops
+from .base import (
+    STREAM_SELECT_IN,
+    STREAM_SELECT_OUT,
+    LayerNoise,
+    assign_total,
+    check_count,
+    check_option,
+    needs_grad,
+    per_scratch,
+    resolve_count,
+    wide_like,
+)
+from .shared_base import SIDES, SharedBase, add_rows, choose_sides
+
+# The estimate of one permuted side is a matrix product, or for few directions direct sums: their
+# elements are this many times dearer than a multiplication of the product.
+DIRECT_COST = 64
+
+
+class Permuted(SharedBase):
+    """Noise ``E_d[i, in_d(j)] = sigma N[out_d(i), j]``: a shared matrix N in permuted places.
+
+    The permutations in_d of the inputs and out_d of the outputs are computed where they are needed
+    and never stored. One matrix product with N serves the whole population. With a sparsity, N has
+    only so many columns or rows, larger by the square root of the ratio, and the other columns or
+    rows of E_d are 0; that makes the product cheaper too.
+
+    All directions are variants of one N: elements of a row (or column) of the estimate are mixtures
+    of the same numbers. After NESgpu's PermutedLinear (Amand, 2020).
+
+    Args:
+        permutation: "in" permutes inputs, "out" outputs, "both" both; "auto" takes the sides that
+            have a sparsity, else both if 1 < in < 32 and 1 < out < 32, else the longer side. A
+            side with a sparsity is always permuted.
+        in_sparsity: non-zero columns of E_d as a count (int) or a fraction (float in (0, 1]); 0 for
+            all.
+        out_sparsity: non-zero rows of E_d, likewise.
+        allow_repeats: draw with replacement instead of permuting: inputs may be used several times
+            (their columns add up) or never, and rows of N may appear several times or never. No
+            cheaper here than a permutation; for comparisons with NESgpu.
+        distribution: "normal" or "rademacher", of N.
+        storage: "regenerate" draws N again for every use; "stored" holds it until the next draw,
+            for many forwards per draw.
+
+    Raises:
+        ValueError: an unknown option, a negative count, a fraction outside (0, 1]; in a layer a
+            count above its size, or no side longer than 1 to permute.
+        TypeError: a sparsity that is no number.
+
+    Example:
+        >>> from perturbed import PerturbedLinear, Permuted
+        >>> layer = PerturbedLinear(8, 4, directions=16, noise=Permuted("in", in_sparsity=0.5))
+        >>> layer.noise
+        Permuted('in', in_sparsity=0.5)
+    """
+
+    def __init__(
+        self,
+        permutation: str = "auto",
+        in_sparsity: int | float = 0,
+        out_sparsity: int | float = 0,
+        allow_repeats: bool = False,
+        distribution: str = "normal",
+        storage: str = "regenerate",
+    ) -> None:
+        """Check and store the options."""
+        super().__init__(distribution, storage)
+        self.permutation = check_option("permutation", permutation, SIDES)
+        self.in_sparsity = check_count("in_sparsity", in_sparsity, none_is_zero=True)
+        self.out_sparsity = check_count("out_sparsity", out_sparsity, none_is_zero=True)
+        if not isinstance(allow_repeats, bool):
+            raise TypeError(f"allow_repeats must be True or False, got {allow_repeats!r}")
+        self.allow_repeats = allow_repeats
+
+    def __repr__(self) -> str:
+        """Show the options that differ from their defaults."""
+        options = [repr(self.permutation)]
+        defaults = {
+            "in_sparsity": 0,
+            "out_sparsity": 0,
+            "allow_repeats": False,
+            "distribution": "normal",
+            "storage": "regenerate",
+        }
+        for name, default in defaults.items():
+            if getattr(self, name) != default:
+                options.append(f"{name}={getattr(self, name)!r}")
+        return f"Permuted({', '.join(options)})"
+
+    # ---- geometry ------------------------------------------------------------------------------
+
+    def check(self, rows: int, cols: int, directions: int) -> None:
+        """See :meth:`NoiseFamily.check`."""
+        self.base_shape(rows, cols)
+        permute_in, permute_out = self.sides(rows, cols)
+        if rows * cols > 0 and not (permute_in and cols > 1) and not (permute_out and rows > 1):
+            raise ValueError(
+                f"permutation {self.permutation!r} must permute a side longer than 1, got a "
+                f"({rows}, {cols}) weight, whose members would all be alike"
+            )
+
+    def sides(self, rows: int, cols: int) -> tuple[bool, bool]:
+        """Return whether inputs and outputs are permuted."""
+        sparse = bool(self.in_sparsity), bool(self.out_sparsity)
+        if self.permutation == "auto" and any(sparse):
+            return sparse
+        permute_in, permute_out = choose_sides(self.permutation, rows, cols)
+        return permute_in or sparse[0], permute_out or sparse[1]
+
+    def base_shape(self, rows: int, cols: int) -> tuple[int, int]:
+        """See :meth:`SharedBase.base_shape`."""
+        return (
+            resolve_count("out_sparsity", self.out_sparsity or rows, rows, "out_features"),
+            resolve_count("in_sparsity", self.in_sparsity or cols, cols, "in_features"),
+        )
+
+    def _scaled_base(self, site: LayerNoise, rows: int, cols: int, like: Tensor) -> Tensor:
+        """N, (q, p), scaled so that the elements of E_d have variance 1."""
+        base = self.bases(site, rows, cols, like)[0]
+        scale = (rows * cols / base.numel()) ** 0.5
+        return base if scale == 1 else base * scale
+
+    # ---- forward -------------------------------------------------------------------------------
+
+    def add_linear(self, y: Tensor, x: Tensor, site: LayerNoise, shared: bool) -> Tensor:
+        """See :meth:`NoiseFamily.add_linear`."""
+        if site.weight >= 0 and y.numel() > 0 and x.numel() > 0:
+            y = self._add_products(y, x, site, shared)
+        return self.add_bias(y, site)
+
+    def _add_products(self, y: Tensor, x: Tensor, site: LayerNoise, shared: bool) -> Tensor:
+        """Add ``s sigma E_d x``."""
+        state = site.state
+        key, sigma = state.tensors(y.device)
+        directions, rows, cols = state.directions, y.shape[2], x.shape[2]
+        antithetic = state.is_antithetic(y.shape[0] // directions)
+        permute_in, permute_out = self.sides(rows, cols)
+        base = self._scaled_base(site, rows, cols, y) * sigma.to(y.dtype)
+        in_place = not needs_grad(y, x)
+        if permute_in:
+            # The rows' signs s go where every row has its own product.
+            early = antithetic and not permute_out and not shared
+            stream = site.stream(STREAM_SELECT_IN)
+            x = _ops.select(
+                x, key, stream, directions, base.shape[1], early, shared, self.allow_repeats
+            )
+            if in_place and not permute_out and not shared:
+                y.view(-1, rows).addmm_(x.flatten(0, 1), base.t())
+                return y
+        product = x @ base.t()
+        if not permute_out:
+            return add_rows(y, product, directions, antithetic, in_place)
+        if shared and not permute_in:
+            product = product[:, None].expand(-1, directions, -1, -1).flatten(0, 1)
+        stream = site.stream(STREAM_SELECT_OUT)
+        arguments = (key, stream, directions, antithetic, self.allow_repeats)
+        if in_place:
+            _ops.select_add_(y, product, *arguments)
+            return y
+        return _ops.select_add(y, product, *arguments)
+
+    # ---- estimate ------------------------------------------------------------------------------
+
+    def estimate_weight_(
+        self, grad: Tensor, weights: Tensor, site: LayerNoise, accumulate: bool
+    ) -> None:
+        """See :meth:`NoiseFamily.estimate_`."""
+        if grad.numel() == 0:
+            return
+        (rows, cols), state = grad.shape, site.state
+        key, sigma = state.tensors(grad.device)
+        permute_in, permute_out = self.sides(rows, cols)
+        base = self._scaled_base(site, rows, cols, weights) * sigma.to(weights.dtype)
+        side = cols if permute_in else rows
+        one_side = permute_in != permute_out
+        if one_side and (self.allow_repeats or DIRECT_COST * state.directions > side):
+            total = self._one_side(weights, site, base, rows, cols, permute_in)
+            assign_total(grad, total, accumulate)
+        elif not self.allow_repeats:
+            in_stream = site.stream(STREAM_SELECT_IN) if permute_in else -1
+            out_stream = site.stream(STREAM_SELECT_OUT) if permute_out else -1
+            _ops.permuted_estimate_(grad, base, weights, key, in_stream, out_stream, accumulate)
+        else:
+            total = torch.zeros_like(grad, dtype=weights.dtype)
+            each = per_scratch(grad.device, total.nbytes)
+            for first in range(0, state.directions, each):
+                part = weights[first : first + each]
+                noise = self.materialise_weight(site, first, len(part), rows, cols, weights)
+                total += torch.tensordot(part * sigma.to(part.dtype), noise, 1)
+            assign_total(grad, total, accumulate)
+
+    def _one_side(
+        self,
+        weights: Tensor,
+        site: LayerNoise,
+        base: Tensor,
+        rows: int,
+        cols: int,
+        permute_in: bool,
+    ) -> Tensor:
+        """The estimate as a product of N and the summed permutation matrices of one side.
+
+        Those are made a slice at a time: for a long side they would be larger than the weight.
+        """
+        key, _ = site.state.tensors(weights.device)
+        stream = site.stream(STREAM_SELECT_IN if permute_in else STREAM_SELECT_OUT)
+        size, count = (cols, base.shape[1]) if permute_in else (rows, rows)
+        each = max(1, rows * cols // size)
+        total = weights.new_zeros(rows, cols)
+        for first in range(0, count, each):
+            here = min(each, count - first)
+            sums = _ops.selection_sum(weights, key, stream, first, here, size, self.allow_repeats)
+            if permute_in:
+                total.addmm_(base[:, first : first + here], sums)
+            else:
+                torch.mm(sums[:, : base.shape[0]], base, out=total[first : first + here])
+        return total
+
+    # ---- materialise ---------------------------------------------------------------------------
+
+    def materialise_weight(
+        self, site: LayerNoise, first: int, count: int, rows: int, cols: int, like: Tensor
+    ) -> Tensor:
+        """See :meth:`NoiseFamily.materialise`."""
+        if rows * cols == 0:
+            return like.new_zeros(count, rows, cols)
+        key, _ = site.state.tensors(like.device)
+        permute_in, permute_out = self.sides(rows, cols)
+        base = self._scaled_base(site, rows, cols, like.new_empty((), dtype=wide_like(like)))
+        if permute_in:
+            stream = site.stream(STREAM_SELECT_IN)
+            index = _ops.selections(
+                key, stream, first, count, cols, base.shape[1], self.allow_repeats
+            )
+            wide = base.new_zeros(count, base.shape[0], cols)
+            shape = (count, *base.shape)
+            wide.scatter_add_(2, index[:, None].expand(shape), base.expand(shape))
+        else:
+            wide = base.expand(count, -1, -1)
+        if permute_out:
+            stream = site.stream(STREAM_SELECT_OUT)
+            index = _ops.selections(key, stream, first, count, rows, rows, self.allow_repeats)
+            inside = index < base.shape[0]
+            index = torch.where(inside, index, 0)[..., None].expand(count, rows, cols)
+            wide = wide.gather(1, index) * inside[..., None]
+        return wide.to(like.dtype).contiguous()
