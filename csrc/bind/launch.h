@@ -28,7 +28,8 @@ class LaunchScope {
   cudaStream_t stream_;
 };
 
-// Starts kernels on `stream`; what the launch headers of csrc/cuda call.
+// What starts the kernels of csrc/cuda/*_launch.cuh and *_kernels.cuh: launch(kernel, grid, threads,
+// arguments...).
 inline auto launcher(cudaStream_t stream) {
   return [stream](auto kernel, auto grid, int threads, auto... args) {
     kernel<<<dim3(grid.x, grid.y, grid.z), threads, 0, stream>>>(args...);

@@ -8,7 +8,6 @@
 #pragma once
 
 #include "cuda/dense_kernels.cuh"
-#include "cuda/grid.cuh"
 
 namespace perturbed {
 

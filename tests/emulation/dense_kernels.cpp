@@ -421,6 +421,14 @@ void emulator() {
   expect_failure("divergent shuffle", "deadlock", [] {
     if (threadIdx.x != 5) __shfl_sync(kFullWarp, 1, 0);
   });
+  emulation::launch({1, 1, 1}, 64, 5, [&] {
+    const unsigned odd = __ballot_sync(kFullWarp, threadIdx.x % 2 == 1);
+    const unsigned low = __ballot_sync(kFullWarp, threadIdx.x < 40);
+    check(odd == 0xaaaaaaaau && low == (threadIdx.x < 32 ? kFullWarp : 0xffu), "ballot");
+  });
+  expect_failure("divergent ballot", "deadlock", [] {
+    if (threadIdx.x != 5) __ballot_sync(kFullWarp, true);
+  });
   expect_failure("barrier against shuffle", "deadlock", [] {
     if (threadIdx.x % 32 < 16) {
       __syncthreads();

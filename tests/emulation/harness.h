@@ -14,7 +14,6 @@
 #include <vector>
 
 #include "cuda/device.cuh"
-#include "cuda/grid.cuh"
 
 namespace emulated {
 
