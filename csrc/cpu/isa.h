@@ -217,6 +217,7 @@ static constexpr CpuKernels table(const char* name) {
           sign_estimate,
           sign_estimate_double,
           add_rows,
+          add_rows_double,
           permutation,
           flip_signs};
 }

@@ -7,22 +7,53 @@
 
 namespace perturbed::PERTURBED_ISA {
 
+// The sum is complete before y joins it: y is rounded once, and -coefficients give -(sum).
+template <int N>
+PT_INLINE void add_rows_at(float* y, const float* noise, int64_t stride, const float* coefficients,
+                           int64_t count) {
+  F sum[N];
+  PT_UNROLL for (int v = 0; v < N; ++v) sum[v] = Simd::zero();
+  for (int64_t k = 0; k < count; ++k) {
+    const F c = Simd::set1(coefficients[k]);
+    PT_UNROLL for (int v = 0; v < N; ++v) {
+      sum[v] = Simd::fma(c, Simd::load(noise + k * stride + v * kLanes), sum[v]);
+    }
+  }
+  PT_UNROLL for (int v = 0; v < N; ++v) {
+    Simd::store(y + v * kLanes, Simd::add(Simd::load(y + v * kLanes), sum[v]));
+  }
+}
+
 static void add_rows(float* y, const float* noise, int64_t stride, const float* coefficients,
                      int64_t count, int64_t n) {
+  constexpr int kVectors = 4;
   int64_t i = 0;
+  for (; i + kVectors * kLanes <= n; i += kVectors * kLanes) {
+    add_rows_at<kVectors>(y + i, noise + i, stride, coefficients, count);
+  }
   for (; i + kLanes <= n; i += kLanes) {
-    F sum = Simd::load(y + i);
-    for (int64_t k = 0; k < count; ++k) {
-      sum = Simd::fma(Simd::set1(coefficients[k]), Simd::load(noise + k * stride + i), sum);
-    }
-    Simd::store(y + i, sum);
+    add_rows_at<1>(y + i, noise + i, stride, coefficients, count);
   }
   for (; i < n; ++i) {
-    float sum = y[i];
+    float sum = 0;
     for (int64_t k = 0; k < count; ++k) {
       sum = exact_fma(coefficients[k], noise[k * stride + i], sum);
     }
-    y[i] = sum;
+    y[i] += sum;
+  }
+}
+
+static void add_rows_double(double* y, const float* noise, int64_t stride,
+                            const double* coefficients, int64_t count, int64_t n) {
+  constexpr int64_t kGroup = 16;
+  for (int64_t i = 0; i < n; i += kGroup) {
+    const int64_t here = n - i < kGroup ? n - i : kGroup;
+    double sum[kGroup] = {};
+    for (int64_t k = 0; k < count; ++k) {
+      const float* row = noise + k * stride + i;
+      for (int64_t l = 0; l < here; ++l) sum[l] += coefficients[k] * row[l];
+    }
+    for (int64_t l = 0; l < here; ++l) y[i + l] += sum[l];
   }
 }
 

@@ -101,9 +101,11 @@ struct CpuKernels {
   void (*sign_estimate_double)(const PhiloxLaunch&, const PreparedBatch*, const PhiloxDirection*,
                                const double* w, int64_t directions, double* out);
 
-  // y[i] += sum_k coefficients[k] noise[k * stride + i], k < count, i < n.
+  // y[i] += (sum_k coefficients[k] noise[k * stride + i]), k < count, i < n.
   void (*add_rows)(float* y, const float* noise, int64_t stride, const float* coefficients,
                    int64_t count, int64_t n);
+  void (*add_rows_double)(double* y, const float* noise, int64_t stride, const double* coefficients,
+                          int64_t count, int64_t n);
   // Entries first .. first + count - 1 of a permutation.
   void (*permutation)(const PermutationShape&, const PermutationKey&, uint32_t first, int64_t count,
                       uint32_t* out);
