@@ -20,6 +20,13 @@ GROUPS = [
     ("dense_kernels", "linear-sign"),
     ("dense_kernels", "estimate-normal"),
     ("dense_kernels", "estimate-sign"),
+    ("selection_kernels", "selections"),
+    ("selection_kernels", "select"),
+    ("selection_kernels", "select-add"),
+    ("selection_kernels", "selection-sum"),
+    ("permuted_kernels", "estimate"),
+    ("sign_flip_kernels", "flip"),
+    ("sign_flip_kernels", "flip-add"),
 ]
 DRIVERS = sorted({driver for driver, _ in GROUPS})
 SANITIZERS = [
