@@ -65,10 +65,12 @@ static void permutation(const PermutationShape& shape_in, const PermutationKey& 
   const PermutationShape shape = shape_in;
   const PermutationKey key = key_in;
   for (int64_t i = 0; i < count; i += kGroup) {
+    const int64_t here = count - i < kGroup ? count - i : kGroup;
     uint32_t value[kGroup];
     for (int l = 0; l < kGroup; ++l) {
       const uint32_t entry = first + static_cast<uint32_t>(i) + static_cast<uint32_t>(l);
-      value[l] = permutation_step(shape, key, entry < shape.size ? entry : 0);
+      value[l] = permutation_step(shape, key, entry);
+      if (l >= here) value[l] = 0;  // nobody waits for entries that are not asked for
     }
     for (;;) {
       uint32_t beyond = 0;
@@ -79,7 +81,6 @@ static void permutation(const PermutationShape& shape_in, const PermutationKey& 
         value[l] = value[l] >= shape.size ? next : value[l];
       }
     }
-    const int64_t here = count - i < kGroup ? count - i : kGroup;
     std::memcpy(out + i, value, static_cast<size_t>(here) * sizeof(uint32_t));
   }
 }

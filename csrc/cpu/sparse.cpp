@@ -26,10 +26,18 @@ namespace {
 
 using torch::stable::parallel_for;
 
+// Fewer entries than this are computed one by one: in a group of lanes, all wait for the one that
+// walks longest.
+constexpr int64_t kFewColumns = 8;
+
 // Entries 0 .. count - 1 of one direction's permutation of n columns.
 void draw_columns(const TensorNoise& noise, int64_t d, int64_t n, int64_t count, uint32_t* out) {
-  kernels().permutation(permutation_shape(static_cast<uint32_t>(n)),
-                        permutation_key(noise.launch, noise.directions[d]), 0, count, out);
+  const PermutationShape shape = permutation_shape(static_cast<uint32_t>(n));
+  const PermutationKey key = permutation_key(noise.launch, noise.directions[d]);
+  if (count >= kFewColumns) return kernels().permutation(shape, key, 0, count, out);
+  for (int64_t j = 0; j < count; ++j) {
+    out[j] = permutation_entry(shape, key, static_cast<uint32_t>(j));
+  }
 }
 
 // ---- forward -----------------------------------------------------------------------------------
