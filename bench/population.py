@@ -306,6 +306,6 @@ class Problem:
 
 def held_bytes(model: PerturbedModel) -> int:
     """Bytes of noise, keys and scales that the model holds once the noise is drawn and used."""
-    noise = sum(layer.noise.held_bytes(layer.site) for layer in model.layers())
+    noise = sum(layer.held_bytes() for layer in model.layers())
     device = next(model.parameters()).device
     return noise + sum(part.nbytes for part in model.state.tensors(device))

@@ -92,28 +92,19 @@ class PerturbedModel(nn.Module):
             )
         owner: dict[int, tuple[int, PerturbedLayer]] = {}
         places = []
-        for layer_id, (name, layer) in enumerate(layers):
+        slot_id = 0
+        for name, layer in layers:
             name = name or type(layer).__name__
             if layer.directions != self.directions:
                 raise ValueError(
                     f"directions must match the layers': got {self.directions}, layer {name!r} has "
                     f"{layer.directions}"
                 )
-            ids: list[int | None] = []
-            for key in ("weight", "bias"):
-                if key not in layer._parameters:
-                    raise ValueError(f"{name}.{key} must be a Parameter, but something computes it")
-                parameter = layer._parameters[key]
-                if parameter is None or not parameter.requires_grad:
-                    ids.append(None)
-                    continue
-                first_id, first = owner.setdefault(id(parameter), (layer_id, layer))
-                if first.noise != layer.noise:
-                    raise ValueError(
-                        f"{name}.{key} is shared with a layer of other noise: {layer.noise} and "
-                        f"{first.noise}"
-                    )
-                ids.append(first_id)
+            ids = []
+            for slot in layer.slots():
+                weight, bias = (self._own(owner, name, layer, key, slot_id) for key in slot)
+                ids.append((weight, bias))
+                slot_id += 1
             places.append((layer, ids))
         if not owner:
             raise ValueError(
@@ -121,7 +112,31 @@ class PerturbedModel(nn.Module):
                 "(requires_grad=False)"
             )
         for layer, ids in places:
-            layer.attach(self.state, *ids)
+            layer.attach(self.state, ids)
+
+    def _own(
+        self,
+        owner: dict[int, tuple[int, PerturbedLayer]],
+        name: str,
+        layer: PerturbedLayer,
+        key: str | None,
+        slot_id: int,
+    ) -> int | None:
+        """Id of the slot that a parameter draws from: its first owner's; None if it is frozen."""
+        if key is None:
+            return None
+        if key not in layer._parameters:
+            raise ValueError(f"{name}.{key} must be a Parameter, but something computes it")
+        parameter = layer._parameters[key]
+        if parameter is None or not parameter.requires_grad:
+            return None
+        first_id, first = owner.setdefault(id(parameter), (slot_id, layer))
+        if first.noise != layer.noise:
+            raise ValueError(
+                f"{name}.{key} is shared with a layer of other noise: {layer.noise} and "
+                f"{first.noise}"
+            )
+        return first_id
 
     def layers(self) -> Iterator[PerturbedLayer]:
         """Iterate over the perturbed layers, in the order of ``model.modules()``."""
@@ -230,8 +245,7 @@ class PerturbedModel(nn.Module):
         """
         self._need_noise("allocate_memory")
         for layer in self.layers():
-            assert layer.site is not None
-            layer.noise.allocate(layer.weight.detach(), layer.site)
+            layer.allocate()
 
     def free_memory(self) -> None:
         """Drop all noise and tensors that the draw holds; the next forward makes them again."""
@@ -387,10 +401,9 @@ class PerturbedModel(nn.Module):
         perturbed = {key: parameter for key, (parameter, _) in self._perturbed().items()}
         for name, layer in self.model.named_modules():
             if isinstance(layer, PerturbedLayer):
-                assert layer.site is not None
                 parameters = [p for p, _ in layer.perturbed_parameters().values()]
                 count = sum(p.numel() for p in parameters)
-                held = layer.noise.held_bytes(layer.site)
+                held = layer.held_bytes()
                 rows.append(
                     (name or type(layer).__name__, repr(layer.noise), f"{count:,}", f"{held:,}")
                 )

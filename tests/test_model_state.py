@@ -175,9 +175,9 @@ BYTES = 8 * D * (8 * 6 + 3 * 8)  # float64, the two weights of the MLP
 
 def held(pm):
     assert sum(n.nbytes for n in pm.state.held.values()) == sum(
-        layer.noise.held_bytes(layer.site) for layer in pm.layers()
+        layer.held_bytes() for layer in pm.layers()
     )
-    return sum(layer.noise.held_bytes(layer.site) for layer in pm.layers())
+    return sum(layer.held_bytes() for layer in pm.layers())
 
 
 @pytest.mark.parametrize("noise", [Dense(), Dense("rademacher")], ids=str)

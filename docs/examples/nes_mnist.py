@@ -266,7 +266,7 @@ def cost_table(run: Run) -> str:
     per_direction = sum(p.numel() * p.element_size() for p in run.net.parameters())
     with LargestNoise() as seen:
         run.step()
-    held = sum(layer.noise.held_bytes(layer.site) for layer in run.pm.layers())
+    held = sum(layer.held_bytes() for layer in run.pm.layers())
     rows = [
         ("perturbed (this run)", run.step, held + seen.bytes),
         ("noise stored, baddbmm", lambda: stored_generation(run), d * per_direction),

@@ -9,6 +9,10 @@ from torch import Tensor, nn
 from ..noise import Dense, NoiseFamily, NoiseState
 from ..noise.base import STREAM_BIAS, STREAM_WEIGHT, LayerNoise, matrix_shape, stream_word
 from ..noise.state import check_directions
+from ..replicate import Replicated
+
+# A weight and the bias that goes with it, by the names of the parameters; None if there is none.
+Slot = tuple[str, str | None]
 
 
 class PerturbedLayer(nn.Module):
@@ -20,72 +24,131 @@ class PerturbedLayer(nn.Module):
     Attributes:
         directions: D, the number of independent noise draws.
         noise: the noise family.
-        site: where its noise lives; given by the :class:`~perturbed.PerturbedModel` that wraps it.
+        sites: where the noise of each slot lives; given by the :class:`~perturbed.PerturbedModel`
+            that wraps the layer, empty until then.
         torch_class: the torch layer that it perturbs (class attribute).
     """
 
     torch_class: ClassVar[type[nn.Module]]
-    weight: Tensor
     directions: int
     noise: NoiseFamily
-    site: LayerNoise | None
+    sites: list[LayerNoise]
 
     def init_noise(self, directions: int, noise: NoiseFamily | None) -> None:
         """Check and store the layer's own settings; the weights are untouched."""
-        directions, noise = check_directions(directions), check_family(noise)
-        noise.check(*matrix_shape(self.weight), directions)
+        directions, noise = check_directions(directions), self.layer_family(check_family(noise))
+        self.check_noise(directions, noise)
         self.directions = directions
         self.noise = noise
-        self.site = None
+        self.sites = []
 
-    def attach(self, state: NoiseState, weight_id: int | None, bias_id: int | None) -> None:
-        """Join a draw; an id of None leaves that parameter unperturbed."""
-        if self.site is None or self.site.state is not state:
+    # ---- what a kind of layer may override -----------------------------------------------------
+
+    def slots(self) -> list[Slot]:
+        """Return the layer's weights with their biases; each slot has an id in the contract."""
+        return [("weight", "bias")]
+
+    @classmethod
+    def layer_family(cls, noise: NoiseFamily) -> NoiseFamily:
+        """Return the family that this kind of layer uses where ``noise`` is asked for."""
+        return noise
+
+    def make_site(self, state: NoiseState, slot: Slot) -> LayerNoise:
+        """Return an empty place in a draw; convolutions say how their columns are made up."""
+        return LayerNoise(state)
+
+    # ---- the draw ------------------------------------------------------------------------------
+
+    def check_noise(self, directions: int, noise: NoiseFamily) -> None:
+        """Raise ValueError if the family does not fit the size of a weight."""
+        for name, _ in self.slots():
+            noise.check(*matrix_shape(getattr(self, name)), directions)
+
+    def attach(self, state: NoiseState, ids: list[tuple[int | None, int | None]]) -> None:
+        """Join a draw with the ids of each slot's weight and bias; None leaves it unperturbed."""
+        if not self.sites or self.sites[0].state is not state:
             self.release()
-            self.site = LayerNoise(state)
-        self.site.weight = -1 if weight_id is None else stream_word(weight_id, STREAM_WEIGHT)
-        self.site.bias = -1 if bias_id is None else stream_word(bias_id, STREAM_BIAS)
+            self.sites = [self.make_site(state, slot) for slot in self.slots()]
+        for site, (weight_id, bias_id) in zip(self.sites, ids, strict=True):
+            site.weight = -1 if weight_id is None else stream_word(weight_id, STREAM_WEIGHT)
+            site.bias = -1 if bias_id is None else stream_word(bias_id, STREAM_BIAS)
 
     def release(self) -> None:
         """Leave the draw, if any, and mark it as one that a layer has left."""
-        if self.site is not None:
-            self.site.state.released = True
-        self.site = None
+        if self.sites:
+            self.sites[0].state.released = True
+        self.sites = []
+
+    @property
+    def site(self) -> LayerNoise:
+        """Where the noise of the first slot lives."""
+        return self.sites[0]
 
     @property
     def is_perturbed(self) -> bool:
         """Whether the next forward adds noise."""
-        return self.site is not None and self.site.state.active
+        return bool(self.sites) and self.sites[0].state.active
+
+    def enter(self, input: Tensor) -> tuple[Tensor, Replicated | None]:
+        """Check the input of a perturbed forward, (B, ...), and take the short form of replicates.
+
+        Returns:
+            The rows to work on, and the Replicated they came from if they are its N rows.
+        """
+        state = self.site.state
+        state.enter_layer(input.shape[0])
+        short = input if isinstance(input, Replicated) else None
+        if short is not None and short.directions != state.directions:
+            return short.full(), None
+        return (input if short is None else short.source), short
+
+    # ---- parameters ----------------------------------------------------------------------------
 
     def perturbed_parameters(self) -> dict[str, tuple[nn.Parameter, int]]:
         """Name -> (parameter, counter word) of the parameters that this layer perturbs."""
         found: dict[str, tuple[nn.Parameter, int]] = {}
-        if self.site is not None:
-            for name, stream in (("weight", self.site.weight), ("bias", self.site.bias)):
-                if stream >= 0:
+        for (weight, bias), site in zip(self.slots(), self.sites, strict=False):
+            for name, stream in ((weight, site.weight), (bias, site.bias)):
+                if name is not None and stream >= 0:
                     found[name] = getattr(self, name), stream
         return found
 
+    def site_of(self, name: str) -> LayerNoise:
+        """Where the noise of a parameter lives."""
+        return next(
+            site for slot, site in zip(self.slots(), self.sites, strict=True) if name in slot
+        )
+
     def parameter_noise(self, name: str, first: int, count: int) -> Tensor:
         """E_d of a parameter without sigma, for ``count`` directions: (count, *parameter.shape)."""
-        assert self.site is not None
         parameter, stream = self.perturbed_parameters()[name]
         rows, cols = matrix_shape(parameter)
         noise = self.noise.materialise(
-            self.site, stream, first, count, rows, cols, parameter.detach()
+            self.site_of(name), stream, first, count, rows, cols, parameter.detach()
         )
         return noise.view(count, *parameter.shape)
 
     def add_estimate(self, name: str, grad: Tensor, weights: Tensor, accumulate: bool) -> None:
         """Write or add ``sum_d weights[d] E_d`` to a contiguous gradient of a parameter."""
-        assert self.site is not None
         parameter, stream = self.perturbed_parameters()[name]
         matrix = grad.view(matrix_shape(parameter))
-        self.noise.estimate_(matrix, weights, self.site, stream, accumulate)
+        self.noise.estimate_(matrix, weights, self.site_of(name), stream, accumulate)
+
+    # ---- memory --------------------------------------------------------------------------------
+
+    def allocate(self) -> None:
+        """Hold what the family holds between draws, if anything."""
+        for (weight, _), site in zip(self.slots(), self.sites, strict=False):
+            self.noise.allocate(getattr(self, weight).detach(), site)
+
+    def held_bytes(self) -> int:
+        """Bytes of noise held for this layer."""
+        return sum(self.noise.held_bytes(site) for site in self.sites)
 
     def extra_repr(self) -> str:
         """Append directions and family to the torch layer's description."""
-        return f"{super().extra_repr()}, directions={self.directions}, noise={self.noise}"
+        parts = [super().extra_repr(), f"directions={self.directions}", f"noise={self.noise}"]
+        return ", ".join(part for part in parts if part)
 
 
 def check_family(noise: NoiseFamily | None) -> NoiseFamily:
@@ -93,3 +156,14 @@ def check_family(noise: NoiseFamily | None) -> NoiseFamily:
     if noise is not None and not isinstance(noise, NoiseFamily):
         raise TypeError(f"noise must be a noise family such as Dense(), got {noise!r}")
     return Dense() if noise is None else noise
+
+
+def with_tokens(rows: Tensor) -> Tensor:
+    """Return (B, *, n) as (B, T, n); T is 1 without further dimensions."""
+    return rows.unsqueeze(1) if rows.dim() == 2 else rows.flatten(1, -2)
+
+
+def check_float(input: Tensor) -> None:
+    """Raise TypeError for an input that is not floating point."""
+    if not input.is_floating_point():
+        raise TypeError(f"input must be floating point, got {input.dtype}")

@@ -105,6 +105,6 @@ def revert(model: nn.Module) -> nn.Module:
             module.release()
             if type(module) in REVERTIBLE:
                 module.__class__ = module.torch_class  # type: ignore[assignment]
-                for name in ("directions", "noise", "site"):
+                for name in ("directions", "noise", "sites"):
                     del module.__dict__[name]
     return model

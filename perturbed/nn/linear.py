@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..noise import LowRank, NoiseFamily, Permuted, SignFlip, Sparse
+from ..noise.base import LayerNoise
 from ..replicate import Replicated, replicate_rows
-from .base import PerturbedLayer
+from .base import PerturbedLayer, check_float, with_tokens
 
 
 class PerturbedLinear(PerturbedLayer, nn.Linear):
@@ -69,34 +70,48 @@ class PerturbedLinear(PerturbedLayer, nn.Linear):
         """Apply the layer, perturbed if its model says so."""
         if not self.is_perturbed:
             return F.linear(input, self.weight, self.bias)
-        assert self.site is not None
-        if not input.is_floating_point():
-            raise TypeError(f"input must be floating point, got {input.dtype}")
+        check_float(input)
         if input.dim() < 2:
             raise ValueError(
                 f"input must be (B, *, {self.in_features}) with B = R * D rows, got "
                 f"{tuple(input.shape)}"
             )
-        state = self.site.state
-        state.enter_layer(input.shape[0])
-        short = input if isinstance(input, Replicated) else None
-        if short is not None and short.directions != state.directions:
-            input, short = short.full(), None
-        rows = input if short is None else short.source
-        base = F.linear(rows, self.weight, self.bias)
-        if short is not None:
-            base = replicate_rows(base, short.copies, short.directions)
-        if base.numel() == 0:
-            return base
-        # The base product is ours alone, so the noise goes into it in place.
-        y, x = with_tokens(base).contiguous(), with_tokens(rows)
-        if x.dtype != y.dtype:  # autocast
-            x = x.to(y.dtype)
-        if x.shape[-1] > 1 and x.stride(-1) != 1:
-            x = x.contiguous()
+        rows, short = self.enter(input)
         self.noise.allocate(self.weight, self.site)
-        y = self.noise.add_linear(y, x, self.site, short is not None)
-        return y.squeeze(1) if base.dim() == 2 else y.view(base.shape)
+        return add_linear(rows, self.weight, self.bias, self.noise, self.site, short)
+
+
+def add_linear(
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    noise: NoiseFamily,
+    site: LayerNoise,
+    short: Replicated | None = None,
+) -> Tensor:
+    """Return ``(W + s E_d) x_b + bias + s e_d`` of the rows of a checked batch.
+
+    Args:
+        rows: (B, *, in); the N rows of ``short`` if that is given.
+        weight: (out, in).
+        bias: (out,) or None.
+        noise: the family of E_d.
+        site: where its noise lives.
+        short: the Replicated that ``rows`` is the source of.
+    """
+    base = F.linear(rows, weight, bias)
+    if short is not None:
+        base = replicate_rows(base, short.copies, short.directions)
+    if base.numel() == 0:
+        return base
+    # The base product is ours alone, so the noise goes into it in place.
+    y, x = with_tokens(base).contiguous(), with_tokens(rows)
+    if x.dtype != y.dtype:  # autocast
+        x = x.to(y.dtype)
+    if x.shape[-1] > 1 and x.stride(-1) != 1:
+        x = x.contiguous()
+    y = noise.add_linear(y, x, site, short is not None)
+    return y.squeeze(1) if base.dim() == 2 else y.view(base.shape)
 
 
 class SparsePerturbedLinear(PerturbedLinear):
@@ -262,8 +277,3 @@ class LowRankLinear(PerturbedLinear):
         """Initialise as nn.Linear does."""
         noise = LowRank(rank, distribution)
         super().__init__(in_features, out_features, directions, bias, noise, device, dtype)
-
-
-def with_tokens(rows: Tensor) -> Tensor:
-    """Return (B, *, n) as (B, T, n); T is 1 without further dimensions."""
-    return rows.unsqueeze(1) if rows.dim() == 2 else rows.flatten(1, -2)

@@ -143,7 +143,9 @@ class Permuted(SharedBase):
         directions, rows, cols = state.directions, y.shape[2], x.shape[2]
         antithetic = state.is_antithetic(y.shape[0] // directions)
         permute_in, permute_out = self.sides(rows, cols)
-        base = self._scaled_base(site, rows, cols, y) * sigma.to(y.dtype)
+        # Scaled before it is rounded to the layer's dtype.
+        base = self._scaled_base(site, rows, cols, y.new_empty((), dtype=wide_like(y)))
+        base = (base * sigma.to(base.dtype)).to(y.dtype)
         in_place = not needs_grad(y, x)
         if permute_in:
             # The rows' signs s go where every row has its own product.
@@ -250,5 +252,5 @@ class Permuted(SharedBase):
             index = _ops.selections(key, stream, first, count, rows, rows, self.allow_repeats)
             inside = index < base.shape[0]
             index = torch.where(inside, index, 0)[..., None].expand(count, rows, cols)
-            wide = wide.gather(1, index) * inside[..., None]
+            wide = wide.gather(1, index).masked_fill(~inside[..., None], 0)
         return wide.to(like.dtype).contiguous()

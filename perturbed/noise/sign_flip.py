@@ -14,6 +14,7 @@ from .base import (
     assign_total,
     check_option,
     needs_grad,
+    wide_like,
 )
 from .shared_base import SIDES, SharedBase, add_rows, choose_sides
 from .state import as_int
@@ -92,7 +93,9 @@ class SignFlip(SharedBase):
         directions = state.directions
         antithetic = state.is_antithetic(y.shape[0] // directions)
         flip_in, flip_out = choose_sides(self.flip, y.shape[2], x.shape[2])
-        bases = self.bases(site, y.shape[2], x.shape[2], y) * sigma.to(y.dtype)
+        # Scaled before it is rounded to the layer's dtype.
+        bases = self.bases(site, y.shape[2], x.shape[2], y.new_empty((), dtype=wide_like(y)))
+        bases = (bases * sigma.to(bases.dtype)).to(y.dtype)
         in_place = not needs_grad(y, x)
         # The rows' signs s go where every row has its own product.
         early = antithetic and not flip_out and not shared
