@@ -1,9 +1,13 @@
 """What every test starts from: a fixed seed, and CUDA tests that skip with a reason."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
+
+from perturbed import _C, _ops, reference
+from perturbed.testing import cpu_capability
 
 
 def missing_cuda() -> str | None:
@@ -12,8 +16,6 @@ def missing_cuda() -> str | None:
         return f"torch {torch.__version__} is a CPU build"
     if not torch.cuda.is_available():
         return "no CUDA device"
-    from perturbed import _C
-
     return None if _C.build_info()["cuda"] else "the extension was built without CUDA kernels"
 
 
@@ -32,3 +34,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def seed() -> None:
     """Seed the inputs and initial weights; the package itself never reads the global generator."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=_C.cpu_capabilities())
+def capability(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set of this processor in turn."""
+    with cpu_capability(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def fast_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the reference draw through `dense_materialise` of the device under test.
+
+    That saves most of the time, and on CUDA the normals are those of its special-function units.
+    test_noise_layout.py ties the operator's noise to the contract.
+    """
+    monkeypatch.setattr(
+        reference.noise,
+        "dense_materialise",
+        lambda *args, exact=True: _ops.dense_materialise(*args),
+    )

@@ -10,19 +10,13 @@ import pytest
 import torch
 
 from perturbed import _C, reference
-from perturbed.testing import assert_bitwise_equal, cpu_capability
+from perturbed.testing import assert_bitwise_equal
 
 SEED = 1234
 MIXED = _C.splitmix64(SEED)
 GENERATION = 7
 STREAM = 3 << 8 | 1  # layer 3, bias
 WORD_EDGES = (0, 1, 2**31 - 1, 2**31, 2**32 - 1)
-
-
-@pytest.fixture(params=_C.cpu_capabilities())
-def capability(request):
-    with cpu_capability(request.param):
-        yield request.param
 
 
 # ---- Philox ------------------------------------------------------------------------------------

@@ -1,25 +1,18 @@
 """Noise as matrices: which element draws from which block, and that no way of cutting shows."""
 
 import itertools
-import re
-from pathlib import Path
 
 import pytest
 import torch
+from ops import documented_program
 
 from perturbed import _C, _ops, reference
-from perturbed.testing import assert_bitwise_equal, cpu_capability, devices
+from perturbed.testing import assert_bitwise_equal, devices
 
 SEED = 1234
 MIXED = _C.splitmix64(SEED)
 GENERATION = 7
 STREAM = 3 << 8 | 1  # layer 3, bias
-
-
-@pytest.fixture(params=_C.cpu_capabilities())
-def capability(request):
-    with cpu_capability(request.param):
-        yield request.param
 
 
 def make_key(seed=SEED, generation=GENERATION, first=0):
@@ -166,10 +159,7 @@ def test_global_generator_is_untouched():
 @pytest.mark.parametrize("distribution", ["normal", "rademacher"])
 def test_the_program_in_the_documentation(distribution):
     """docs/conventions.md ends in a program for one element; it must be what the kernels draw."""
-    page = Path(__file__).parent.parent / "docs" / "conventions.md"
-    (program,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    namespace = {}
-    exec(program, namespace)
+    namespace = documented_program()
     rows, cols, first = 6, 39, 2**32 - 2
     got = materialise(
         2, rows, cols, key=make_key(first=first), rademacher=distribution == "rademacher"

@@ -13,7 +13,6 @@ from perturbed.testing import (
     DTYPES,
     assert_bitwise_equal,
     assert_close_to_reference,
-    cpu_capability,
     devices,
     dtype_id,
 )
@@ -24,12 +23,6 @@ SIGMA = 0.3
 each_distribution = pytest.mark.parametrize("rademacher", [False, True], ids=["normal", "signs"])
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 each_device = pytest.mark.parametrize("device", devices())
-
-
-@pytest.fixture(params=_C.cpu_capabilities())
-def capability(request):
-    with cpu_capability(request.param):
-        yield request.param
 
 
 def make_key(device="cpu", first=0):
@@ -100,18 +93,6 @@ each_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
 # ---- reference ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def fast_noise(monkeypatch):
-    """Let the reference draw through `dense_materialise` of the device under test.
-
-    That saves most of the time, and on CUDA the normals are those of its special-function units.
-    test_noise_layout.py ties the operator's noise to the contract.
-    """
-    monkeypatch.setattr(
-        reference.noise, "dense_materialise", lambda *args, exact: _ops.dense_materialise(*args)
-    )
 
 
 def assert_close(actual, plain, expected, rademacher):
