@@ -15,6 +15,7 @@ from perturbed.testing import DTYPES, assert_bitwise_equal, dtype_id
 pytestmark = pytest.mark.cuda
 
 WEIGHT, BIAS = 4 << 8, 4 << 8 | 1  # streams of layer 4
+FACTOR_A, FACTOR_B, COLUMNS, VALUES = (4 << 8 | stream for stream in (2, 3, 9, 10))
 SIGMA = 0.3
 
 each_distribution = pytest.mark.parametrize("rademacher", [False, True], ids=["normal", "signs"])
@@ -112,6 +113,82 @@ def test_estimate_matches_the_cpu(sizes, dtype, rademacher, accumulate):
     assert_close(got, expected, magnitude, largest, directions, rademacher)
 
 
+each_family = pytest.mark.parametrize("family", ["low_rank", "sparse"])
+
+
+def check_thin_noise(family, sizes, rank, dtype, rademacher):
+    """Compare y += s sigma (scale F^T t + e), F of ``rank`` rows, with the CPU's.
+
+    t is B x for low rank, and elements of x for sparse noise.
+    """
+    repeats, directions, tokens, out, inputs, shared = sizes
+    rows = repeats * directions
+    y = torch.randn(rows, tokens, out).to(dtype)
+    x = torch.randn(shared or rows, tokens, inputs).to(dtype)
+
+    def size(stream, cols):
+        noise = (stream, 0, directions, rank, cols, rademacher, torch.float64)
+        return _ops.dense_materialise(make_key("cpu"), *noise).abs()
+
+    largest_x = x.double().abs().amax((0, 1))
+    if family == "low_rank":
+        op, streams, scale = _ops.low_rank_linear, (FACTOR_A, FACTOR_B, BIAS), rank**-0.5
+        factor, products = size(FACTOR_A, out), size(FACTOR_B, inputs) @ largest_x
+    else:
+        op, streams, scale = _ops.sparse_linear, (COLUMNS, VALUES, BIAS), (inputs / rank) ** 0.5
+        factor, products = size(VALUES, out), largest_x.max().expand(directions, rank)
+    options = (*streams, directions, rank, repeats % 2 == 0, rademacher)
+    expected = op(y.double(), x.double(), make_key("cpu"), make_sigma("cpu"), *options)
+    got = op(y.cuda(), x.cuda(), make_key(), make_sigma(), *options)
+    magnitude = SIGMA * (scale * torch.einsum("dqo,dq->do", factor, products).max() + 6)
+    # An error of F meets t, one of B meets F and x.
+    largest = SIGMA * (1 + scale * float(max(products.max(), factor.max() * largest_x.max())))
+    assert_close(got, expected, 2 * magnitude, largest, rank * (inputs + 1), rademacher)
+
+
+@each_family
+@each_distribution
+@each_dtype
+@pytest.mark.parametrize("sizes", LINEARS, ids=str)
+def test_thin_noise_matches_the_cpu(sizes, dtype, rademacher, family):
+    for rank in (1, 2, 7):
+        check_thin_noise(family, sizes, min(rank, sizes[4]), dtype, rademacher)
+
+
+@each_family
+@each_distribution
+def test_more_thin_noise_than_shared_memory_holds(rademacher, family):
+    check_thin_noise(family, (2, 3, 1, 5000, 700, 0), 600, torch.float32, rademacher)
+    check_thin_noise(family, (2, 1000, 1, 4, 70, 0), 70, torch.float32, rademacher)
+
+
+@each_distribution
+@each_dtype
+@pytest.mark.parametrize(
+    "sizes",
+    [(1, 1, 1, 1), (1024, 64, 256, 1), (37, 65, 127, 127), (1000, 9, 130, 7), (300, 700, 65, 3)],
+    ids=str,
+)
+@pytest.mark.parametrize("accumulate", [False, True], ids=["set", "add"])
+def test_sparse_estimate_matches_the_cpu(sizes, dtype, rademacher, accumulate):
+    directions, rows, cols, count = sizes
+    grad = torch.randn(rows, cols).to(dtype)
+    weights = torch.randn(directions, dtype=accumulator(dtype))
+    expected = grad.double().clone()  # grad itself is what the kernel starts from
+    options = (COLUMNS, VALUES, count, rademacher, accumulate)
+    _ops.sparse_estimate_(expected, weights.double(), make_key("cpu"), make_sigma("cpu"), *options)
+    results = []
+    for _ in range(2):
+        got = grad.cuda()
+        _ops.sparse_estimate_(got, weights.cuda(), make_key(), make_sigma(), *options)
+        results.append(got)
+    assert_bitwise_equal(*results)
+    scale = SIGMA * (cols / count) ** 0.5
+    magnitude = scale * weights.double().abs().sum() + 1
+    largest = scale * float(weights.abs().max())
+    assert_close(got, expected, magnitude, largest, directions, rademacher)
+
+
 def test_more_directions_than_the_grid_holds():
     """grid.y ends at 65,535; kernels loop beyond it."""
     directions = 8 * 65535 + 100  # eight directions a block
@@ -155,6 +232,10 @@ def test_more_elements_than_an_int_counts():
 def every_op(y, x, grad, weights, key, sigma, rademacher):
     _ops.dense_linear_(y, x, key, sigma, WEIGHT, BIAS, weights.shape[0], False, rademacher)
     _ops.dense_estimate_(grad, weights, key, sigma, WEIGHT, rademacher, False)
+    options = (weights.shape[0], 3, False, rademacher)
+    _ops.low_rank_linear_(y, x, key, sigma, FACTOR_A, FACTOR_B, BIAS, *options)
+    _ops.sparse_linear_(y, x, key, sigma, COLUMNS, VALUES, BIAS, *options)
+    _ops.sparse_estimate_(grad, weights, key, sigma, COLUMNS, VALUES, 3, rademacher, True)
     return _ops.dense_materialise(key, BIAS, 0, 3, 4, 5, rademacher, torch.float32)
 
 
