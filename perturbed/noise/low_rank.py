@@ -21,9 +21,9 @@ from .base import (
 )
 from .state import as_int
 
-# Rows that all members share from which a matrix product with drawn factors beats the kernel's dot
-# products: it reads each factor once for all rows.
-GEMM_ROWS = 4
+# Rows that all members share from which a matrix product with drawn factors is at least as fast as
+# the kernel's dot products: it reads each factor once for all rows.
+GEMM_ROWS = 64
 
 
 class LowRank(NoiseFamily):
