@@ -219,7 +219,9 @@ static constexpr CpuKernels table(const char* name) {
           add_rows,
           add_rows_double,
           permutation,
-          flip_signs};
+          flip_signs,
+          flip_signs_half,
+          flip_signs_double};
 }
 
 }  // namespace perturbed::PERTURBED_ISA

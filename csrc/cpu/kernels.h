@@ -110,8 +110,12 @@ struct CpuKernels {
   void (*permutation)(const PermutationShape&, const PermutationKey&, uint32_t first, int64_t count,
                       uint32_t* out);
   // out[i] = +-x[i], i < n: + for a set bit i of the bit string, the opposite if `negate`. May work
-  // in place.
+  // in place. `half` takes the words of half or bfloat16.
   void (*flip_signs)(const uint32_t* bits, bool negate, const float* x, int64_t n, float* out);
+  void (*flip_signs_half)(const uint32_t* bits, bool negate, const uint16_t* x, int64_t n,
+                          uint16_t* out);
+  void (*flip_signs_double)(const uint32_t* bits, bool negate, const double* x, int64_t n,
+                            double* out);
 };
 
 extern const CpuKernels kPortableKernels;
