@@ -17,10 +17,8 @@ struct RowArgs {
   int64_t source_stride, direction_stride, token_stride;  // of the input, in elements
   bool antithetic;
 
-  // Row of the result, in rows of one token.
-  PT_HD_MEMBER int64_t result_row(int64_t repeat, int64_t direction, int64_t token) const {
-    return (repeat * directions + direction) * tokens + token;
-  }
+  // Rows of the result from one repeat of a source to the next.
+  PT_HD_MEMBER int64_t cycle_rows() const { return sources * directions * tokens; }
   PT_HD_MEMBER bool negative(int64_t repeat) const { return antithetic && repeat >= repeats / 2; }
 };
 
@@ -53,21 +51,28 @@ inline GridShape row_grid(const RowPlan& plan, int64_t units, const RowArgs& row
                     ceil_div<int64_t>(rows.sources * rows.tokens, kRowSources));
 }
 
-// Calls visit(source, token, input offset) for the sources of this block's passes. More than one
-// pass only if the grid would be too large.
+// Calls visit(source, row, offset) for the sources of this block's passes: repeat `source`'s row of
+// the result, and where the input's begins. More than one pass only if the grid would be too large.
 template <class Visit>
 PT_DEVICE void for_sources(const RowArgs& a, int64_t direction, Visit visit) {
   const int64_t all = a.sources * a.tokens;
+  const int64_t next_row = (a.directions - 1) * a.tokens + 1;
+  const int64_t next_offset = a.source_stride - (a.tokens - 1) * a.token_stride;
   for (int64_t first = static_cast<int64_t>(blockIdx.z) * kRowSources; first < all;
        first += static_cast<int64_t>(gridDim.z) * kRowSources) {
-    const int64_t end = first + kRowSources < all ? first + kRowSources : all;
+    const int count = static_cast<int>(all - first < kRowSources ? all - first : kRowSources);
     int64_t source = a.tokens == 1 ? first : first / a.tokens;
     int64_t token = first - source * a.tokens;
+    int64_t row = (source * a.directions + direction) * a.tokens + token;
+    int64_t offset =
+        source * a.source_stride + direction * a.direction_stride + token * a.token_stride;
 #pragma unroll 1  // four columns a thread are enough in flight; more would cost occupancy
-    for (int64_t q = first; q < end; ++q) {
-      visit(source, token,
-            source * a.source_stride + direction * a.direction_stride + token * a.token_stride);
-      if (++token == a.tokens) {
+    for (int q = 0; q < count; ++q) {
+      visit(source, row, offset);
+      const bool wraps = ++token == a.tokens;
+      row += wraps ? next_row : 1;
+      offset += wraps ? next_offset : a.token_stride;
+      if (wraps) {
         token = 0;
         ++source;
       }

@@ -9,8 +9,8 @@
 
 #include "bind/dispatch.h"
 #include "bind/launch.h"
+#include "bind/row_args.h"
 #include "bind/selection.h"
-#include "cuda/row_args.h"
 #include "cuda/selection_kernels.cuh"
 #include "cuda/selection_sum_kernels.cuh"
 

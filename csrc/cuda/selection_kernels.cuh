@@ -65,6 +65,10 @@ PT_DEVICE uint32_t drawn_entry(const SelectionArgs& s, const NoiseKey& noise, ui
 // Columns of a thread, a block's column threads apart: as many independent permutations.
 constexpr int kSelectColumns = 4;
 
+struct Entries {
+  uint32_t of[kSelectColumns];
+};
+
 struct SelectArgs {
   void* out;      // select: [R, D, T, count]; select_add_: y; selections: int64 [D, count]
   const void* x;  // see RowArgs
@@ -91,8 +95,8 @@ PT_DEVICE void stage_keys(Words& words, const SelectArgs& a, const NoiseKey& noi
   __syncthreads();
 }
 
-// Runs use(direction, columns, entries) in every thread that has columns below `count`: column k is
-// columns + k * column_threads, and its entry is 0 if it does not exist.
+// Runs use(direction, column, entries) in every thread that has columns below `count`: entry k is that
+// of column + k * column_threads, or 0 if there is no such column.
 template <class Use>
 PT_DEVICE void for_selections(const SelectArgs& a, const RowPlan& plan, Use use) {
   PT_SHARED(KeyWords, words, kRowThreads);
@@ -107,17 +111,17 @@ PT_DEVICE void for_selections(const SelectArgs& a, const RowPlan& plan, Use use)
     const int64_t d = d0 + slot;
     if (d >= a.rows.directions || column >= a.count) continue;
     const uint32_t c3 = noise.first_direction + static_cast<uint32_t>(a.first + d);
-    uint32_t entries[kSelectColumns];
+    Entries entries;
     PermutationKey key = {};
     if (!a.selection.replace) key = staged_key(words, slot * kPermutationKeyBlocks);
 #pragma unroll
     for (int k = 0; k < kSelectColumns; ++k) {
       const int64_t at = column + k * plan.column_threads;
       const uint32_t index = static_cast<uint32_t>(at);
-      entries[k] = 0;
+      entries.of[k] = 0;
       if (at < a.count) {
-        entries[k] = a.selection.replace ? drawn_entry(a.selection, noise, c3, index)
-                                         : permutation_entry(a.selection.shape, key, index);
+        entries.of[k] = a.selection.replace ? drawn_entry(a.selection, noise, c3, index)
+                                            : permutation_entry(a.selection.shape, key, index);
       }
     }
     use(d, column, entries);
@@ -130,24 +134,23 @@ PT_DEVICE void for_selections(const SelectArgs& a, const RowPlan& plan, Use use)
 template <class Bits>
 __global__ void __launch_bounds__(kRowThreads, kRowBlocks)
     select_kernel(SelectArgs a, RowPlan plan) {
-  for_selections(
-      a, plan, [&](int64_t d, int64_t column, const uint32_t (&entries)[kSelectColumns]) {
-        for_sources(a.rows, d, [&](int64_t source, int64_t token, int64_t offset) {
-          const Bits* x = static_cast<const Bits*>(a.x) + offset;
-          Bits* out =
-              static_cast<Bits*>(a.out) + a.rows.result_row(source, d, token) * a.count + column;
-          const Bits sign = sign_bit<Bits>(a.rows.negative(source));
-          Bits value[kSelectColumns];
+  for_selections(a, plan, [&](int64_t d, int64_t column, const Entries& entries) {
+    for_sources(a.rows, d, [&](int64_t source, int64_t row, int64_t offset) {
+      const Bits* x = static_cast<const Bits*>(a.x) + offset;
+      Bits* out = static_cast<Bits*>(a.out) + row * a.count + column;
+      const Bits sign = sign_bit<Bits>(a.rows.negative(source));
+      Bits value[kSelectColumns];
 #pragma unroll
-          for (int k = 0; k < kSelectColumns; ++k)
-            value[k] = static_cast<Bits>(x[entries[k]] ^ sign);
+      for (int k = 0; k < kSelectColumns; ++k) {
+        value[k] = static_cast<Bits>(x[entries.of[k]] ^ sign);
+      }
 #pragma unroll
-          for (int k = 0; k < kSelectColumns; ++k) {
-            const int64_t at = static_cast<int64_t>(k) * plan.column_threads;
-            if (column + at < a.count) out[at] = value[k];
-          }
-        });
-      });
+      for (int k = 0; k < kSelectColumns; ++k) {
+        const int64_t at = static_cast<int64_t>(k) * plan.column_threads;
+        if (column + at < a.count) out[at] = value[k];
+      }
+    });
+  });
 }
 
 // y[b, t, i] += s_b z[b % M, t, pi_d(i)] where pi_d(i) < q: a thread owns four columns of y, so
@@ -156,46 +159,45 @@ template <class T>
 __global__ void __launch_bounds__(kRowThreads, kRowBlocks)
     select_add_kernel(SelectArgs a, RowPlan plan) {
   using S = sum_t<T>;
-  for_selections(
-      a, plan, [&](int64_t d, int64_t column, const uint32_t (&entries)[kSelectColumns]) {
-        for_sources(a.rows, d, [&](int64_t source, int64_t token, int64_t offset) {
-          const T* z = static_cast<const T*>(a.x) + offset;
-          S value[kSelectColumns];
-          bool adds[kSelectColumns];
+  for_selections(a, plan, [&](int64_t d, int64_t column, const Entries& entries) {
+    for_sources(a.rows, d, [&](int64_t source, int64_t row, int64_t offset) {
+      const T* z = static_cast<const T*>(a.x) + offset;
+      S value[kSelectColumns];
+      bool adds[kSelectColumns];
 #pragma unroll
-          for (int k = 0; k < kSelectColumns; ++k) {
-            adds[k] = column + static_cast<int64_t>(k) * plan.column_threads < a.count &&
-                      static_cast<int64_t>(entries[k]) < a.limit;
-            value[k] = adds[k] ? static_cast<S>(z[entries[k]]) : S(0);
-          }
-          for (int64_t repeat = source; repeat < a.rows.repeats; repeat += a.rows.sources) {
-            T* y = static_cast<T*>(a.out) + a.rows.result_row(repeat, d, token) * a.count + column;
-            const bool negative = a.rows.negative(repeat);
+      for (int k = 0; k < kSelectColumns; ++k) {
+        adds[k] = column + static_cast<int64_t>(k) * plan.column_threads < a.count &&
+                  static_cast<int64_t>(entries.of[k]) < a.limit;
+        value[k] = adds[k] ? static_cast<S>(z[entries.of[k]]) : S(0);
+      }
+      T* y = static_cast<T*>(a.out) + row * a.count + column;
+      for (int64_t repeat = source; repeat < a.rows.repeats; repeat += a.rows.sources) {
+        const bool negative = a.rows.negative(repeat);
 #pragma unroll
-            for (int k = 0; k < kSelectColumns; ++k) {
-              const int64_t at = static_cast<int64_t>(k) * plan.column_threads;
-              if (adds[k]) {
-                y[at] = static_cast<T>(static_cast<S>(y[at]) + (negative ? -value[k] : value[k]));
-              }
-            }
+        for (int k = 0; k < kSelectColumns; ++k) {
+          const int64_t at = static_cast<int64_t>(k) * plan.column_threads;
+          if (adds[k]) {
+            y[at] = static_cast<T>(static_cast<S>(y[at]) + (negative ? -value[k] : value[k]));
           }
-        });
-      });
+        }
+        y += a.rows.cycle_rows() * a.count;
+      }
+    });
+  });
 }
 
 // Entries 0 .. count - 1 of the directions first ..: [D, count]. Bound: the permutations themselves.
 template <class Index>
 __global__ void __launch_bounds__(kRowThreads, kRowBlocks)
     selections_kernel(SelectArgs a, RowPlan plan) {
-  for_selections(a, plan,
-                 [&](int64_t d, int64_t column, const uint32_t (&entries)[kSelectColumns]) {
-                   Index* out = static_cast<Index*>(a.out) + d * a.count + column;
+  for_selections(a, plan, [&](int64_t d, int64_t column, const Entries& entries) {
+    Index* out = static_cast<Index*>(a.out) + d * a.count + column;
 #pragma unroll
-                   for (int k = 0; k < kSelectColumns; ++k) {
-                     const int64_t at = static_cast<int64_t>(k) * plan.column_threads;
-                     if (column + at < a.count) out[at] = static_cast<Index>(entries[k]);
-                   }
-                 });
+    for (int k = 0; k < kSelectColumns; ++k) {
+      const int64_t at = static_cast<int64_t>(k) * plan.column_threads;
+      if (column + at < a.count) out[at] = static_cast<Index>(entries.of[k]);
+    }
+  });
 }
 
 // ---- launches -----------------------------------------------------------------------------------

@@ -8,8 +8,8 @@
 
 #include "bind/dispatch.h"
 #include "bind/launch.h"
+#include "bind/row_args.h"
 #include "bind/sign_flip.h"
-#include "cuda/row_args.h"
 #include "cuda/sign_flip_kernels.cuh"
 
 namespace perturbed {

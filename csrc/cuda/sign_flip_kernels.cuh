@@ -45,7 +45,7 @@ template <class Bits>
 __global__ void __launch_bounds__(kRowThreads, kRowBlocks) flip_kernel(FlipArgs a, RowPlan plan) {
   for_signs(a, plan, [&](int64_t d, int64_t column, uint32_t signs) {
     const int64_t valid = a.size - column;
-    for_sources(a.rows, d, [&](int64_t source, int64_t token, int64_t offset) {
+    for_sources(a.rows, d, [&](int64_t source, int64_t row, int64_t offset) {
       const bool negative = a.rows.negative(source);
       Bits value[kFlipColumns];
       load4(value, static_cast<const Bits*>(a.x) + offset + column, valid, a.x_aligned);
@@ -54,8 +54,8 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks) flip_kernel(FlipArgs 
         const bool minus = (signs >> k & 1u) == 0;
         value[k] = static_cast<Bits>(value[k] ^ sign_bit<Bits>(minus != negative));
       }
-      Bits* out = static_cast<Bits*>(a.out) + a.rows.result_row(source, d, token) * a.size;
-      store4(out + column, value, valid, a.out_aligned);
+      Bits* out = static_cast<Bits*>(a.out) + row * a.size + column;
+      store4(out, value, valid, a.out_aligned);
     });
   });
 }
@@ -67,21 +67,22 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks)
   using S = sum_t<T>;
   for_signs(a, plan, [&](int64_t d, int64_t column, uint32_t signs) {
     const int64_t valid = a.size - column;
-    for_sources(a.rows, d, [&](int64_t source, int64_t token, int64_t offset) {
+    for_sources(a.rows, d, [&](int64_t source, int64_t row, int64_t offset) {
       S step[kFlipColumns];
       load4(step, static_cast<const T*>(a.x) + offset + column, valid, a.x_aligned);
 #pragma unroll
       for (int k = 0; k < kFlipColumns; ++k) {
         if ((signs >> k & 1u) == 0) step[k] = -step[k];
       }
+      T* y = static_cast<T*>(a.out) + row * a.size + column;
       for (int64_t repeat = source; repeat < a.rows.repeats; repeat += a.rows.sources) {
-        T* y = static_cast<T*>(a.out) + a.rows.result_row(repeat, d, token) * a.size + column;
         const bool negative = a.rows.negative(repeat);
         S sum[kFlipColumns];
         load4(sum, y, valid, a.out_aligned);
 #pragma unroll
         for (int k = 0; k < kFlipColumns; ++k) sum[k] += negative ? -step[k] : step[k];
         store4(y, sum, valid, a.out_aligned);
+        y += a.rows.cycle_rows() * a.size;
       }
     });
   });

@@ -1,4 +1,4 @@
-// From the checked sizes of bind/rows.h to what the kernels of rows.cuh take.
+// From the checked sizes of bind/rows.h to what the CUDA kernels of cuda/rows.cuh take.
 #pragma once
 
 #include "bind/rows.h"
