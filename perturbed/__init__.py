@@ -31,7 +31,9 @@ from .nn import (
     PerturbedLinear,
     SignFlipLinear,
     SparsePerturbedLinear,
+    conversion_report,
     convert,
+    register_twin,
     revert,
 )
 from .noise import Dense, LowRank, Permuted, SignFlip, Sparse
@@ -54,6 +56,8 @@ __all__ = [
     "SignFlipLinear",
     "Sparse",
     "SparsePerturbedLinear",
+    "conversion_report",
     "convert",
+    "register_twin",
     "revert",
 ]

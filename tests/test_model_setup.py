@@ -73,7 +73,7 @@ def test_models_without_anything_to_perturb_are_refused():
 def test_a_parameter_shared_by_layers_of_different_noise_is_refused():
     net = Tied()
     perturbed.convert(net.a, D, Dense("rademacher"))
-    perturbed.convert(net, D, Dense("normal"))
+    perturbed.convert(net.b, D, Dense("normal"))
     with pytest.raises(ValueError, match=r"b.weight is shared .* Dense\('normal'\) and Dense\('ra"):
         PerturbedModel(net, D)
 

@@ -9,14 +9,19 @@ from .linear import (
     SignFlipLinear,
     SparsePerturbedLinear,
 )
+from .report import ConversionReport, conversion_report
+from .twins import register_twin
 
 __all__ = [
+    "ConversionReport",
     "LowRankLinear",
     "PermutedLinear",
     "PerturbedLayer",
     "PerturbedLinear",
     "SignFlipLinear",
     "SparsePerturbedLinear",
+    "conversion_report",
     "convert",
+    "register_twin",
     "revert",
 ]

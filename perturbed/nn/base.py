@@ -27,9 +27,14 @@ class PerturbedLayer(nn.Module):
         sites: where the noise of each slot lives; given by the :class:`~perturbed.PerturbedModel`
             that wraps the layer, empty until then.
         torch_class: the torch layer that it perturbs (class attribute).
+        original_class: the class that ``convert`` found; None if the layer was made perturbed.
+        noise_attributes: what ``init_noise`` adds to an instance and ``revert`` removes (class
+            attribute).
     """
 
     torch_class: ClassVar[type[nn.Module]]
+    noise_attributes: ClassVar[tuple[str, ...]] = ("directions", "noise", "sites", "original_class")
+    original_class: type[nn.Module] | None = None
     directions: int
     noise: NoiseFamily
     sites: list[LayerNoise]
@@ -43,6 +48,11 @@ class PerturbedLayer(nn.Module):
         self.sites = []
 
     # ---- what a kind of layer may override -----------------------------------------------------
+
+    @classmethod
+    def why_not_convertible(cls, module: nn.Module) -> str | None:
+        """Say why ``module``, of the torch class, cannot be converted; None if it can."""
+        return None
 
     def slots(self) -> list[Slot]:
         """Return the layer's weights with their biases; each slot has an id in the contract."""

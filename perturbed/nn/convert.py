@@ -2,94 +2,109 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterable
+
 from torch import nn
-from torch.nn.parameter import is_lazy
 
-from ..noise import NoiseFamily
-from ..noise.base import matrix_shape
-from ..noise.state import check_directions
-from .base import PerturbedLayer, check_family
-from .linear import (
-    LowRankLinear,
-    PermutedLinear,
-    PerturbedLinear,
-    SignFlipLinear,
-    SparsePerturbedLinear,
-)
+from .base import PerturbedLayer
+from .plan import Plan
+from .select import NoiseChoice, Selector, check_model
+from .twins import TWINS as TWINS
+from .twins import qualified_name
 
-# torch layer -> perturbed twin. Subclasses are left alone: they may do anything in their forward.
-TWINS: dict[type[nn.Module], type[PerturbedLayer]] = {nn.Linear: PerturbedLinear}
-# Classes that become their torch parent again; they differ from a twin in their arguments alone.
-REVERTIBLE = {*TWINS.values(), LowRankLinear, PermutedLinear, SignFlipLinear, SparsePerturbedLinear}
-
-# Absent from a module's parameters if a hook or a parametrization computes them.
-_PARAMETERS = {"weight", "bias"}
+NAMED_IN_WARNING = 4
 
 
-def convert(model: nn.Module, directions: int, noise: NoiseFamily | None = None) -> nn.Module:
+def convert(
+    model: nn.Module,
+    directions: int,
+    noise: NoiseChoice = None,
+    *,
+    include: Selector | Iterable[Selector] | None = None,
+    exclude: Selector | Iterable[Selector] | None = None,
+) -> nn.Module:
     """Give every layer of ``model`` that has a perturbed twin its twin's behaviour.
 
     Layers keep their identity: the same module and Parameter objects, hooks, training flags and
-    ``state_dict``; tied parameters stay tied. Left as they are: layers that are perturbed already,
-    subclasses of torch's layers, and layers whose weight a parametrization or pruning computes.
+    ``state_dict``; tied parameters stay tied and have one noise. Layers that are perturbed already
+    are left alone. So are layers without a twin, such as subclasses of torch's layers, which may
+    do anything in their forward; layers whose weight a parametrization or pruning computes; layers
+    that share a parameter with one that stays as it is; and those whose weight another module
+    reads without calling them. :func:`perturbed.conversion_report` lists them with the reason, and
+    a UserWarning says so if trainable parameters stay without noise that nobody left out.
 
-    A layer is perturbed where it is called. Modules that read ``layer.weight`` instead, as
-    nn.MultiheadAttention does, see the unperturbed weight; ``pm.summary()`` lists what is not
-    perturbed.
+    A selector is a name pattern as of :mod:`fnmatch` ("encoder.*.proj"), a module type, or a
+    predicate ``(name, module) -> bool``. Patterns and types that fit a module hold for all that it
+    contains; predicates are asked about every module itself.
 
     Args:
         model: any module; changed in place.
         directions: D.
-        noise: the family of every converted layer, default ``Dense()``.
+        noise: the family of every converted layer, default ``Dense()``; or a mapping from
+            selectors to families, where the first that fits counts, None leaves a layer as it is,
+            and layers that nothing fits get ``Dense()``; "*" fits all.
+        include: a selector or several; only what one of them fits is converted.
+        exclude: a selector or several; nothing that one of them fits is converted.
 
     Returns:
         ``model``.
 
     Raises:
-        ValueError: a model with no layer that could be perturbed, with a lazy layer that has no
-            weight yet, or with one whose size does not fit the family. Nothing is changed then.
+        ValueError: a model with no layer to perturb; a layer to be converted that is lazy and has
+            no weight yet, is quantised, has a size that does not fit its family, or parameters on
+            another device or of another dtype than the rest; other noise for layers that share a
+            parameter; a pattern that fits no name; a PerturbedModel. Nothing is changed then.
         TypeError: arguments of another type.
 
     Example:
         >>> from torch import nn
         >>> import perturbed
-        >>> net = perturbed.convert(nn.Sequential(nn.Linear(8, 8), nn.Tanh()), directions=4)
-        >>> type(net[0]).__name__
-        'PerturbedLinear'
+        >>> net = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2), nn.Linear(2, 2))
+        >>> noise = {"0": perturbed.LowRank(1), "*": perturbed.Dense("rademacher")}
+        >>> net = perturbed.convert(net, directions=4, noise=noise, exclude="3")
+        >>> net[0].noise, net[2].noise, type(net[3]).__name__
+        (LowRank(1), Dense('rademacher'), 'Linear')
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
-    directions, noise = check_directions(directions), check_family(noise)
-    for name, parameter in model.named_parameters():
-        if is_lazy(parameter):
-            raise ValueError(
-                f"model must have its parameters, but {name} is lazy; run one forward first"
-            )
-    layers = []
-    for name, module in model.named_modules():
-        if type(module) in TWINS and _PARAMETERS <= module._parameters.keys():
-            try:
-                noise.check(*matrix_shape(module.weight), directions)
-            except ValueError as error:
-                raise ValueError(f"{name or type(module).__name__}: {error}") from None
-            layers.append(module)
-    for module in layers:
+    plan = Plan(model, directions, noise, include, exclude)
+    for module, twin, family in plan.changes:
         # A change of class, not of object: whoever holds the layer keeps holding it.
-        module.__class__ = TWINS[type(module)]
-        module.init_noise(directions, noise)
-    if not any(isinstance(module, PerturbedLayer) for module in model.modules()):
-        names = ", ".join(sorted(t.__name__ for t in TWINS))
-        raise ValueError(
-            f"model has no layer with a perturbed twin ({names}): {type(model).__name__}"
-        )
+        before = type(module)
+        module.__class__ = twin
+        assert isinstance(module, PerturbedLayer)
+        module.init_noise(plan.directions, family)
+        module.original_class = before
+    if plan.missed:
+        warnings.warn(_what_was_missed(plan), UserWarning, stacklevel=2)
     return model
 
 
-def revert(model: nn.Module) -> nn.Module:
-    """Undo :func:`convert`, in place: every perturbed layer becomes its torch parent again.
+def _what_was_missed(plan: Plan) -> str:
+    """Say which trainable parameters have no noise for want of a perturbed version."""
+    named = [f"{plan.tree.label(m)} ({type(m).__name__})" for m, _ in plan.missed]
+    more = len(named) - NAMED_IN_WARNING
+    names = ", ".join(named[:NAMED_IN_WARNING]) + (f" and {more} more" if more > 0 else "")
+    return (
+        f"convert left {sum(n for _, n in plan.missed):,} parameters without noise: {names}; "
+        "perturbed.conversion_report(model) says why"
+    )
 
-    Your own subclasses of perturbed layers keep their class and are no longer perturbed. A
+
+def revert(model: nn.Module) -> nn.Module:
+    """Undo :func:`convert`, in place: every perturbed layer becomes what it was again.
+
+    Layers that were made perturbed become their torch parent; your own subclasses of perturbed
+    layers keep their class and are no longer perturbed. Hooks, flags and parameters stay. A
     PerturbedModel that served the layers refuses to work from then on.
+
+    Args:
+        model: any module; changed in place.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        TypeError: no module.
 
     Example:
         >>> from torch import nn
@@ -98,13 +113,19 @@ def revert(model: nn.Module) -> nn.Module:
         >>> type(perturbed.revert(net)[0]).__name__
         'Linear'
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    check_model(model)
+    package = __name__.partition(".")[0]
     for module in model.modules():
-        if isinstance(module, PerturbedLayer):
-            module.release()
-            if type(module) in REVERTIBLE:
-                module.__class__ = module.torch_class  # type: ignore[assignment]
-                for name in ("directions", "noise", "sites"):
-                    del module.__dict__[name]
+        if not isinstance(module, PerturbedLayer):
+            continue
+        module.release()
+        original = module.original_class
+        # The package's own classes differ from their torch parents in their noise alone.
+        if original is None and qualified_name(type(module)).startswith(f"{package}."):
+            original = module.torch_class
+        if original is not None:
+            attributes = module.noise_attributes
+            module.__class__ = original  # type: ignore[assignment]
+            for name in attributes:
+                module.__dict__.pop(name, None)
     return model
