@@ -105,7 +105,7 @@ void check_select_all() {
       {.directions = 3, .repeats = 2, .in = 9, .out = 9, .pad = 3, .offset = 2},
       {.directions = 2, .repeats = 2, .in = 6, .out = 40, .antithetic = true, .replace = true},
       {.directions = 330, .repeats = 1, .in = 4, .out = 4},  // past the grid: directions
-      {.directions = 1, .repeats = 2, .in = 6, .out = 6, .tokens = 45},  // past the grid: passes
+      {.directions = 2, .repeats = 2, .in = 6, .out = 6, .tokens = 45},  // past the grid: passes
       {.directions = 2, .repeats = 1, .in = 1100, .out = 1100},          // two tiles of columns
   };
   for (const RowCase& c : cases) check_select<T>(c);
@@ -180,7 +180,7 @@ void check_select_add_all() {
       {.directions = 3, .repeats = 4, .in = 9, .out = 10, .tokens = 2, .groups = 1, .pad = 3},
       {.directions = 2, .repeats = 2, .in = 30, .out = 40, .groups = 1, .replace = true},
       {.directions = 330, .repeats = 1, .in = 3, .out = 4},
-      {.directions = 1, .repeats = 2, .in = 5, .out = 6, .tokens = 90, .groups = 1},
+      {.directions = 2, .repeats = 4, .in = 5, .out = 6, .tokens = 50, .groups = 2},
       {.directions = 2, .repeats = 1, .in = 1000, .out = 1100},
   };
   for (const RowCase& c : cases) check_select_add<T>(c);

@@ -95,7 +95,7 @@ const RowCase kCommon[] = {
     with(square(3, 2, 12), 2, 0, false, true, 4, 4),
     with(square(3, 2, 12), 2, 0, false, true, 0, 1),
     square(1300, 1, 3),                          // past the grid: directions
-    with(square(1, 2, 6), 45, 0, false, false),  // past the grid: passes
+    with(square(2, 2, 6), 45, 0, false, false),  // past the grid: passes
     square(2, 1, 1100),                          // two tiles of columns
 };
 
@@ -112,7 +112,7 @@ void check_flip_adds() {
   check_flip_add<T>(with(square(3, 2, 40), 1, 1, false, true));
   check_flip_add<T>(with(square(2, 4, 33), 3, 2, false, true));
   check_flip_add<T>(with(square(2, 6, 8), 2, 2, false, false, 1));
-  check_flip_add<T>(with(square(1, 2, 5), 90, 1, false, true));
+  check_flip_add<T>(with(square(2, 4, 5), 50, 2, false, true));
 }
 
 // A NaN's payload and a zero's sign are kept.
