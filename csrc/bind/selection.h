@@ -22,9 +22,9 @@ inline void check_selection(const char* op, const char* name, int64_t size, int6
     PT_CHECK(count == 0 || size > 0, op, name, " must be 0 where there is nothing to select, got ",
              count);
   } else {
-    PT_CHECK(first <= size, op, "first must be at most size = ", size, ", got ", first);
-    PT_CHECK(count <= size - first, op, name, " must be at most ", size - first,
-             ", the elements left to select from, got ", count);
+    PT_CHECK(first <= size && count <= size - first, op, name, " must be at most ", size,
+             " elements to select from", first ? " less first = " + std::to_string(first) : "",
+             ", got ", count);
   }
 }
 

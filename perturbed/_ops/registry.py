@@ -27,7 +27,7 @@ def refuse_grad(name: str, instead: str) -> None:
 
 def signed(grad: Tensor, directions: int, antithetic: bool) -> Tensor:
     """Return s_b times the gradient of y, as (R, D, T, out)."""
-    rows = grad.reshape(-1, directions, *grad.shape[1:])
+    rows = grad.reshape(grad.shape[0] // directions, directions, *grad.shape[1:])
     if antithetic:
         plus, minus = rows.chunk(2)
         rows = torch.cat((plus, -minus))
