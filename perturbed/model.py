@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from .nn.base import PerturbedLayer
 from .nn.convert import revert
+from .nn.cost import count_multiply_adds, multiply_adds
 from .nn.fused import without_fused_layers
+from .nn.report import conversion_report, format_table
 from .noise.state import NoiseState, as_int, check_seed
 from .replicate import Replicated, replicate_rows
 
@@ -111,8 +113,29 @@ class PerturbedModel(nn.Module):
                 "model has nothing to perturb: all parameters of its perturbed layers are frozen "
                 "(requires_grad=False)"
             )
+        self._refuse_other_users(set(owner))
         for layer, ids in places:
             layer.attach(self.state, ids)
+
+    def _refuse_other_users(self, perturbed: set[int]) -> None:
+        """Raise ValueError if a module without noise uses a perturbed parameter too.
+
+        Its use would not see the noise, unlike that of a member. Modules around a layer may hold
+        its parameters.
+        """
+        for name, module in self.model.named_modules():
+            if isinstance(module, PerturbedLayer):
+                continue
+            for key, parameter in module._parameters.items():
+                if id(parameter) in perturbed and not any(
+                    isinstance(m, PerturbedLayer) and parameter is p
+                    for m in module.modules()
+                    for p in m._parameters.values()
+                ):
+                    raise ValueError(
+                        f"{name}.{key} is shared with a perturbed layer, but {name} "
+                        f"({type(module).__name__}) is not perturbed; convert both or neither"
+                    )
 
     def _own(
         self,
@@ -395,28 +418,40 @@ class PerturbedModel(nn.Module):
             copies[key].add_(noise * self.state.sigma, alpha=sign)
         return revert(plain)
 
-    def summary(self) -> str:
-        """Return a table of layers with noise and bytes held, and of what is not perturbed."""
-        rows = [("layer", "noise", "parameters", "noise bytes held")]
-        perturbed = {key: parameter for key, (parameter, _) in self._perturbed().items()}
-        for name, layer in self.model.named_modules():
-            if isinstance(layer, PerturbedLayer):
-                parameters = [p for p, _ in layer.perturbed_parameters().values()]
-                count = sum(p.numel() for p in parameters)
-                held = layer.held_bytes()
-                rows.append(
-                    (name or type(layer).__name__, repr(layer.noise), f"{count:,}", f"{held:,}")
-                )
-        for name, parameter in self.model.named_parameters():
-            if id(parameter) not in perturbed:
-                rows.append((name, "not perturbed", f"{parameter.numel():,}", "0"))
-        count = sum(p.numel() for p in perturbed.values())
+    def summary(self, *args: Any, **kwargs: Any) -> str:
+        """Return a table of the layers, and of what has parameters but no noise, with the reason.
+
+        For each layer: family, perturbed parameters, bytes of noise held between forwards, and its
+        share of the cost, which is its share of the multiply-adds of all perturbed layers' weights.
+        Example inputs are needed to know how often each is used, in how many positions; without
+        any, each weight is taken to be used once.
+
+        Args:
+            *args: example inputs of the base model, any number of rows; it runs on them once,
+                unperturbed and in evaluation mode. Layers that are not called then, though they may
+                have their weights read, say so.
+            **kwargs: the same.
+        """
+        report = conversion_report(self.model)
+        layers = [(n, m) for n, m in self.model.named_modules() if isinstance(m, PerturbedLayer)]
+        if args or kwargs:
+            cost = count_multiply_adds(self.model, args, kwargs)
+        else:
+            cost = {id(layer): multiply_adds(layer) for _, layer in layers}
+        total = max(1, sum(cost.values()))
+        rows = [("layer", "noise", "parameters", "noise bytes held", "cost")]
+        for name, layer in layers:
+            count = sum(p.numel() for p, _ in layer.perturbed_parameters().values())
+            share = f"{cost[id(layer)] / total:.1%}" if id(layer) in cost else "not called"
+            cells = repr(layer.noise), f"{count:,}", f"{layer.held_bytes():,}", share
+            rows.append((name or type(layer).__name__, *cells))
+        for entry in report.unperturbed:
+            name = f"{entry.name}: {', '.join(entry.names)}"
+            rows.append((name, f"none: {entry.why}", f"{entry.parameters:,}", "0", ""))
+        count = sum(parameter.numel() for parameter, _ in self._perturbed().values())
         held = sum(noise.nbytes for noise in self.state.held.values())
-        rows.append(("perturbed", "", f"{count:,}", f"{held:,}"))
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        return "\n".join(
-            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
-        )
+        rows.append(("perturbed", "", f"{count:,}", f"{held:,}", ""))
+        return format_table(rows)
 
     # ---- saving --------------------------------------------------------------------------------
 

@@ -1,5 +1,7 @@
 """PerturbedModel: what it can be made of, who owns a layer, and the summary."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from torch import nn
 from zoo import KINDS, D, Tied, inputs, mlp, population, same
 
 import perturbed
-from perturbed import Dense, PerturbedModel
+from perturbed import Dense, PerturbedLinear, PerturbedModel
 from perturbed.testing import assert_bitwise_equal
 
 # ---- construction ------------------------------------------------------------------------------
@@ -132,19 +134,86 @@ def test_functional_call_replaces_the_parameters_under_the_noise():
 # ---- summary -----------------------------------------------------------------------------------
 
 
+def table(pm, *args, **kwargs):
+    """Return the summary's rows by their first cell."""
+    lines = [re.split("  +", line) for line in pm.summary(*args, **kwargs).splitlines()]
+    return {first: rest for first, *rest in lines}
+
+
 def test_summary():
     _, pm = KINDS["heads"].convert(noise=Dense("rademacher", storage="stored"))
     pm.allocate_memory()
-    lines = [line.split("  ") for line in pm.summary().splitlines()]
-    rows = {line[0]: [cell.strip() for cell in line[1:] if cell.strip()] for line in lines}
+    rows = table(pm)
     assert list(rows) == [
-        "layer", "frozen", "partly", "shift", "frozen.weight", "frozen.bias", "partly.weight",
-        "own.weight", "own.bias", "perturbed",
+        "layer", "frozen", "partly", "Heads: shift", "frozen: weight, bias", "partly: weight",
+        "own: weight, bias", "perturbed",
     ]  # fmt: skip
-    assert rows["partly"] == ["Dense('rademacher', storage='stored')", "6", "0"]
-    assert rows["shift"] == ["not perturbed", "6", "0"]
+    assert rows["layer"] == ["noise", "parameters", "noise bytes held", "cost"]
+    assert rows["partly"] == ["Dense('rademacher', storage='stored')", "6", "0", "50.0%"]
+    assert rows["Heads: shift"] == ["none: no perturbed version", "6", "0"]
+    assert rows["frozen: weight, bias"] == ["none: frozen (requires_grad=False)", "42", "0"]
     assert rows["perturbed"] == ["6", "0"]
     _, pm = population(noise=Dense(storage="stored"))
     pm.allocate_memory()
-    total = pm.summary().splitlines()[-1].split()
-    assert total == ["perturbed", f"{8 * 6 + 8 + 3 * 8 + 3}", f"{8 * D * (8 * 6 + 3 * 8):,}"]
+    assert table(pm)["perturbed"] == [
+        f"{8 * 6 + 8 + 3 * 8 + 3}", f"{8 * D * (8 * 6 + 3 * 8):,}"
+    ]  # fmt: skip
+
+
+def test_cost_counts_the_uses_of_a_weight():
+    _, pm = population()
+    assert table(pm)["0"][-1] == f"{48 / 72:.1%}"
+    assert table(pm, inputs())["0"][-1] == f"{48 / 72:.1%}"
+    net, pm = KINDS["twice"].convert()
+    assert table(pm, inputs())["first"][-1] == "100.0%"
+
+    class Uneven(nn.Module):
+        """One layer sees five positions, one sees one, one is not called."""
+
+        def __init__(self):
+            super().__init__()
+            self.each, self.all, self.unused = (nn.Linear(6, 6) for _ in range(3))
+            self.dropout = nn.Dropout(0.5)
+
+        def forward(self, x, *, scale):
+            assert not self.training
+            return self.all(self.dropout(self.each(x)).sum(1)) * scale
+
+    net = perturbed.convert(Uneven(), D)
+    pm = PerturbedModel(net, D)
+    net.all.eval()
+    state = torch.get_rng_state()
+    rows = table(pm, torch.ones(1, 5, 6), scale=2)
+    assert [rows[n][-1] for n in ("each", "all", "unused")] == ["83.3%", "16.7%", "not called"]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (net.training, net.each.training, net.all.training) == (True, True, False)
+    assert not net.each._forward_hooks
+
+
+def test_a_parameter_that_an_unperturbed_module_uses_too_is_refused():
+    net = nn.ModuleDict({"table": nn.Bilinear(6, 6, 1), "head": PerturbedLinear(6, 1, D)})
+    net["head"].bias = net["table"].bias
+    with pytest.raises(ValueError, match=r"table.bias is shared .* table \(Bilinear\) is not"):
+        PerturbedModel(net, D)
+    net["head"].bias.requires_grad_(False)
+    PerturbedModel(net, D).set_noise()
+
+
+class Holder(nn.Module):
+    """It holds the bias of a layer in it, as the heads of masked language models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.decoder = nn.Linear(6, 3)
+        self.bias = self.decoder.bias
+
+    def forward(self, x):
+        return self.decoder(x)
+
+
+def test_a_module_may_hold_the_parameter_of_a_layer_in_it():
+    net = perturbed.convert(Holder().double(), D)
+    pm = PerturbedModel(net, D, sigma=0.3)
+    pm.set_noise()
+    x = inputs()
+    same(pm(x)[1], pm.member(1)(x[1]))

@@ -102,11 +102,17 @@ class PerturbedLayer(nn.Module):
     def enter(self, input: Tensor) -> tuple[Tensor, Replicated | None]:
         """Check the input of a perturbed forward, (B, ...), and take the short form of replicates.
 
+        An input of one row in a forward of B rows, such as the positions of a transformer, is the
+        same for all members and stands for B rows.
+
         Returns:
             The rows to work on, and the Replicated they came from if they are its N rows.
         """
         state = self.site.state
-        state.enter_layer(input.shape[0])
+        batch = state.rows_of(input.shape[0])
+        if batch != input.shape[0]:
+            input = input.expand(batch, *input.shape[1:])
+        state.enter_layer(batch)
         short = input if isinstance(input, Replicated) else None
         if short is not None and short.directions != state.directions:
             return short.full(), None

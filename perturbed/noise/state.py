@@ -138,6 +138,17 @@ class NoiseState:
         """Whether the second half of ``repeats`` uses -E_d."""
         return repeats > 1 and repeats % 2 == 0 if self.antithetic is None else self.antithetic
 
+    def rows_of(self, rows: int) -> int:
+        """Rows that an input of ``rows`` rows stands for in the forward under way.
+
+        One row is shared by all: where everything else has B rows, it stands for B. That is
+        unknown, and one row is one row, if the arguments of the forward do not agree on B.
+        """
+        if rows != 1 or not self.rows or (self.directions == 1 and 1 in self.rows):
+            return rows
+        others = [n for n in self.rows if n != 1]
+        return others[0] if others and all(n == others[0] for n in others) else rows
+
     def enter_layer(self, rows: int) -> None:
         """Check the batch of a layer, of ``rows`` rows, that is about to add its noise."""
         if not self.drawn:
