@@ -6,14 +6,30 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from .affine import Affine, PerturbedAffine
 from .base import PerturbedLayer
 from .linear import PerturbedLinear
+from .norm import (
+    PerturbedBatchNorm1d,
+    PerturbedBatchNorm2d,
+    PerturbedBatchNorm3d,
+    PerturbedGroupNorm,
+    PerturbedLayerNorm,
+    PerturbedRMSNorm,
+)
 
 # torch layer -> perturbed twin. A class counts for itself alone, not for its subclasses, whose
 # forward may do anything. A string names classes of libraries that need not be installed: a
 # pattern (fnmatch) of "module.QualifiedName". Classes go before strings, then the first match.
 TWINS: dict[type[nn.Module] | str, type[PerturbedLayer]] = {
     nn.Linear: PerturbedLinear,
+    Affine: PerturbedAffine,
+    nn.LayerNorm: PerturbedLayerNorm,
+    nn.RMSNorm: PerturbedRMSNorm,
+    nn.GroupNorm: PerturbedGroupNorm,
+    nn.BatchNorm1d: PerturbedBatchNorm1d,
+    nn.BatchNorm2d: PerturbedBatchNorm2d,
+    nn.BatchNorm3d: PerturbedBatchNorm3d,
 }
 
 
