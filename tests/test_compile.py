@@ -8,7 +8,7 @@ from torch import nn
 from zoo import KINDS, D, inputs, population, same
 
 import perturbed
-from perturbed import Dense, PerturbedModel
+from perturbed import Dense, LowRank, Permuted, PerturbedModel, SignFlip, Sparse
 from perturbed.noise import dense
 
 each_noise = pytest.mark.parametrize("noise", [Dense(), Dense("rademacher")], ids=str)
@@ -94,6 +94,15 @@ def test_the_perturbed_model_itself(noise, repeats):
     fast = counter.compile(pm)
     x = inputs(repeats)
     assert_compiles_once(pm, lambda: fast(x), lambda: pm(x), counter)
+
+
+OTHERS = [LowRank(2), Sparse(2), Permuted("in"), Permuted("both"), SignFlip("both", bases=2)]
+
+
+@pytest.mark.parametrize("noise", OTHERS, ids=str)
+@torch.no_grad()
+def test_the_other_families(noise):
+    test_the_perturbed_model_itself(noise, 2)
 
 
 @each_noise
