@@ -54,8 +54,8 @@ $(EXTENSION): $(ENVIRONMENT) setup.py $(CSRC) $(FORCE)
 	$(PY) setup.py build_ext --inplace
 	@rm -f build/.extension-* && touch $@
 
-.PHONY: FORCE help build install demo test test-all test-cuda check-cuda check-link bench gpu lint \
-  format clean
+.PHONY: FORCE help build install demo test test-all test-cuda check-cuda check-link bench bench-docs \
+  gpu lint format clean
 FORCE:
 
 help: ## this list
@@ -92,8 +92,15 @@ check-link: ## build, link and test with a CUDA build of torch (TORCH=2.11.0); s
 
 # ---- measure, style, rest ---------------------------------------------------------------------
 
-bench: $(EXTENSION) ## base, naive, stored, vmap and ours side by side
+bench: $(EXTENSION) ## every noise family beside base, naive, stored noise and vmap
 	$(PY) -m bench $(ARGS)
+
+# RESULTS: name of the run in bench/results, e.g. 2026-11-21-amd-epyc-zen4-2-cores
+bench-docs: $(EXTENSION) ## measure everything and write the tables of docs/noise.md
+	@test -n "$(RESULTS)" || { echo "name the run: make bench-docs RESULTS=DATE-MACHINE" >&2; exit 2; }
+	$(PY) -m bench all --json bench/results/$(RESULTS).json --plot bench/results/$(RESULTS).png \
+	  --plot-variance docs/noise-variance.png $(ARGS) > bench/results/$(RESULTS).md
+	$(PY) -m bench.docs bench/results/$(RESULTS).json
 
 gpu: $(ENVIRONMENT) ## everything that needs a GPU: CUDA build, tests, memory checker, bench
 	PYTHON=$(PY) tests/gpu.sh

@@ -1,20 +1,29 @@
-"""Command line of the benchmarks; the table goes to standard output, progress to standard error."""
+"""Command line of the benchmarks; tables go to standard output, progress to standard error."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
-from bench import linear, report
-from bench.common import Result, machine
+from bench import eggroll, linear, nesgpu, network, report, variance
+from bench.common import Options, Result, machine
+from bench.variance import Cosine
 
-SUITES = {"linear": linear.run}
-VIEWS = ("forward", "step")
+SUITES: dict[str, Callable[[Options], tuple[list, list[str]]]] = {
+    "linear": linear.run,
+    "update": linear.run_update,
+    "eggroll": eggroll.run,
+    "nesgpu": nesgpu.run,
+    "network": network.run,
+    "variance": variance.run,
+}
+DEFAULT = [name for name in SUITES if name != "variance"]  # the suites that measure time
+VIEWS = ("forward", "step", "update", "optimizer")
 
 
 def positive(text: str) -> int:
@@ -25,22 +34,41 @@ def positive(text: str) -> int:
     return value
 
 
+def suite(text: str) -> str:
+    if text not in (*SUITES, "all"):
+        raise argparse.ArgumentTypeError(f"must be of {', '.join(SUITES)}, all; got {text!r}")
+    return text
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--suite", choices=SUITES, action="append", help="default: every suite")
-    parser.add_argument("--view", choices=VIEWS, action="append", help="default: both")
-    parser.add_argument("--full", action="store_true", help="more cases, rows and repeats")
-    parser.add_argument("--sizes", type=positive, nargs="+", default=list(linear.SIZES))
-    parser.add_argument("--batch", type=positive, default=linear.BATCH, help="rows of every case")
-    parser.add_argument("--seconds", type=float, help="time of each row (default: 0.3; full: 3)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
     parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw the results (png, svg, pdf)"
+        "suites",
+        metavar="SUITE",
+        type=suite,
+        nargs="*",
+        help=f"of {', '.join(SUITES)}; all; default: {', '.join(DEFAULT)}",
+    )
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--view", choices=VIEWS, action="append", help="default: all of a suite")
+    parser.add_argument("--full", action="store_true", help="more cases, rows and seeds")
+    defaults = Options()
+    parser.add_argument(
+        "--sizes", type=positive, nargs="+", default=list(defaults.sizes), help="linear, update"
+    )
+    parser.add_argument("--batch", type=positive, default=defaults.batch, help="linear, update")
+    parser.add_argument("--seconds", type=float, help="time of each row (default: 0.2; full: 3)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the times (png, svg, pdf)")
+    parser.add_argument(
+        "--plot-variance", type=Path, metavar="FILE", help="draw the cosines of suite variance"
     )
     options = parser.parse_args(argv)
+    if "all" in options.suites:
+        options.suites = list(SUITES)
+    options.suites = list(dict.fromkeys(options.suites)) or DEFAULT
     if options.seconds is None:
-        options.seconds = 3.0 if options.full else 0.3
+        options.seconds = 3.0 if options.full else 0.2
     if options.device.type == "cuda" and not torch.cuda.is_available():
         parser.error(f"--device {options.device}: torch {torch.__version__} sees no CUDA device")
     return options
@@ -48,33 +76,37 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the chosen suites and reports."""
-    options = parse(argv)
+    chosen = parse(argv)
     started = time.perf_counter()
 
     def progress(line: str) -> None:
         print(f"[{time.perf_counter() - started:5.0f} s] {line}", file=sys.stderr, flush=True)
 
+    options = Options(
+        device=chosen.device,
+        seconds=chosen.seconds,
+        full=chosen.full,
+        views=tuple(chosen.view) if chosen.view else None,
+        sizes=tuple(chosen.sizes),
+        batch=chosen.batch,
+        progress=progress,
+    )
     results: list[Result] = []
+    cosines: list[Cosine] = []
     notes: list[str] = []
-    for name in options.suite or SUITES:
-        rows, remarks = SUITES[name](
-            options.device,
-            tuple(options.view or VIEWS),
-            options.seconds,
-            options.full,
-            tuple(options.sizes),
-            options.batch,
-            progress,
-        )
-        results += rows
-        notes += remarks
+    for name in chosen.suites:
+        rows, remarks = SUITES[name](options)
+        (cosines if name == "variance" else results).extend(rows)
+        notes += [remark for remark in remarks if remark not in notes]
     facts = machine(options.device)
-    print(report.markdown(results, facts, notes))
-    if options.json:
-        settings = {key: str(value) for key, value in vars(options).items()}
-        report.write_json(options.json, results, facts, settings)
-    if options.plot:
-        report.write_plot(options.plot, results, facts)
+    print(report.markdown(results, facts, notes, cosines))
+    if chosen.json:
+        settings = {key: str(value) for key, value in vars(chosen).items()}
+        report.write_json(chosen.json, results, facts, settings, cosines)
+    if chosen.plot and results:
+        report.write_plot(chosen.plot, results, facts)
+    if chosen.plot_variance and cosines:
+        report.write_variance_plot(chosen.plot_variance, cosines, facts)
     progress("done")
 
 

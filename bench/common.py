@@ -12,15 +12,43 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 
 import perturbed
 
+CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parent.parent
 FAST_S = 0.02  # calls below this are timed in bursts, after one call that warms the caches
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the command line asks of a suite.
+
+    Attributes:
+        device: Where the work runs.
+        seconds: Time of each row of each case.
+        full: More cases, rows and seeds.
+        views: Views to time; None for all that a suite has.
+        sizes: Features of the square layers in the suites ``linear`` and ``update``.
+        batch: Rows B of their cases.
+        progress: Called with a line of text before each case.
+    """
+
+    device: torch.device = CPU
+    seconds: float = 0.3
+    full: bool = False
+    views: tuple[str, ...] | None = None
+    sizes: tuple[int, ...] = (256, 512, 1024)
+    batch: int = 1024
+    progress: Callable[[str], None] = lambda _: None
+
+    def chosen(self, views: Sequence[str]) -> list[str]:
+        """Those of a suite's views that are asked for."""
+        return [view for view in views if self.views is None or view in self.views]
 
 
 @dataclasses.dataclass
@@ -132,7 +160,7 @@ def measure(
 
     Args:
         suite: Name of the suite.
-        view: What is timed: "forward" or "step".
+        view: What is timed: "forward", "update", "step" ...
         case: Sizes, as the table shows them.
         rows: The rows of the case.
         device: Where the work runs.
@@ -164,6 +192,45 @@ def measure(
         if naive is not None:
             result.over_naive = naive / result.median_s
     return results
+
+
+def fitting(
+    candidates: Iterable[tuple[str, int, Callable[[], Row]]],
+    case: str,
+    device: torch.device,
+    notes: list[str],
+) -> list[Row]:
+    """Makes the rows that fit into memory, and notes the others.
+
+    Args:
+        candidates: Name of each row, bytes that it has still to allocate, and how to make it.
+        case: Named in the notes.
+        device: Whose memory is meant.
+        notes: Where remarks go, each once.
+    """
+    rows = []
+    for name, needed, make in candidates:
+        free = free_bytes(device)
+        if needed <= 0.8 * free:
+            rows.append(make())
+            continue
+        note = f"{name} is missing at {case}: it needs {needed / 1e9:.1f} GB of noise, "
+        note += f"{free / 1e9:.1f} GB are free."
+        if note not in notes:
+            notes.append(note)
+    return rows
+
+
+def rtol(x: torch.Tensor) -> float:
+    """Relative error that a forward may have; a GPU's own rounding is looser than a CPU's."""
+    if x.dtype not in (torch.float32, torch.float64):
+        return 3e-2
+    return 1e-5 if x.device.type == "cpu" else 1e-3
+
+
+def estimate_rtol(x: torch.Tensor) -> float:
+    """The same of an estimate, held against differences of weights that were rounded when added."""
+    return max(1e-3, 2 * rtol(x))
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, what: str, rtol: float) -> None:

@@ -1,75 +1,63 @@
-"""Suite ``linear``: the shapes of NESgpu's table, R = 1 as there, and antithetic pairs.
+"""Suites ``linear`` and ``update``: one layer, of the sizes of NESgpu's table.
 
-Views: ``forward`` is what NESgpu published, the forward alone with the noise already there (only
-PerturbedLinear draws it inside); ``step`` is what training pays: noise, forward and the estimate
-sum_d w_d E_d. bench/population.py says what the rows are.
+``linear`` has R = 1, as there, and antithetic pairs. Views: ``forward`` is what NESgpu published,
+the forward alone (with the noise already there in the rows that store it); ``step`` is what
+training pays: noise, forward and the estimate sum_d w_d E_d. ``update`` times that estimate alone,
+which does not depend on R. bench/population.py and bench/ours.py say what the rows are.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 
 import torch
 
-from bench.common import Result, free_bytes, measure
+from bench import ours
+from bench.common import Options, Result, fitting, measure
 from bench.population import Buffers, Case, Problem
 
-SIZES = (256, 512, 1024)
-BATCH = 1024
 NOTES = (
-    "Forward: noise already drawn, except in PerturbedLinear, which draws it inside. "
-    "Step: noise + forward + estimate, except in Base and Naive, which have only a forward.",
+    "Forward: noise already drawn in Stored and vmap, drawn in the call in all rows of ours. "
+    "Step: noise + forward + estimate, except in Base and Naive, which have only a forward. "
+    "Update: the estimate alone, beside Base's forward.",
     "Naive is NESgpu's: the unperturbed layer at batch 1, once for every row of the batch.",
 )
 
 
-def cases(sizes: tuple[int, ...], batch: int, full: bool) -> list[Case]:
+def cases(options: Options) -> list[Case]:
     """R = 1 and antithetic pairs for every size; --full adds more rows per direction."""
-    repeats = (1, 2, 16) if full else (1, 2)
-    return [Case(n, batch // r, r) for r, n in itertools.product(repeats, sizes) if batch >= r]
+    repeats = (1, 2, 16) if options.full else (1, 2)
+    return [
+        Case(n, n, options.batch // r, r)
+        for r, n in itertools.product(repeats, options.sizes)
+        if options.batch >= r
+    ]
+
+
+def run(options: Options) -> tuple[list[Result], list[str]]:
+    """Runs the suite ``linear``; returns its results, and remarks."""
+    return _run("linear", cases(options), options.chosen(("forward", "step")), options)
+
+
+def run_update(options: Options) -> tuple[list[Result], list[str]]:
+    """Runs the suite ``update``."""
+    single = [Case(n, n, options.batch) for n in options.sizes]
+    return _run("update", single, options.chosen(("update",)), options)
 
 
 @torch.no_grad()
-def run(
-    device: torch.device,
-    views: tuple[str, ...],
-    seconds: float,
-    full: bool = False,
-    sizes: tuple[int, ...] = SIZES,
-    batch: int = BATCH,
-    progress: Callable[[str], None] = lambda _: None,
+def _run(
+    suite: str, cases: list[Case], views: list[str], options: Options
 ) -> tuple[list[Result], list[str]]:
-    """Runs the suite.
-
-    Args:
-        device: Where.
-        views: Of "forward" and "step".
-        seconds: Time of each row of each case.
-        full: More cases and rows.
-        sizes: Features of the square layers.
-        batch: Rows B of every case.
-        progress: Called with a line of text before each case.
-
-    Returns:
-        The results, and remarks on rows that were left out.
-    """
     results: list[Result] = []
-    notes: list[str] = list(NOTES)
-    buffers = Buffers(device)
-    for case in cases(sizes, batch, full):
+    notes = list(NOTES)
+    buffers = Buffers(options.device)
+    families = ours.families(options.full)
+    for case in cases:
         problem = Problem(case, buffers)
         for view in views:
-            progress(f"linear, {view}: {case}")
-            rows = []
-            for name, needed, make in problem.rows(view == "step", full):
-                free = free_bytes(device)
-                if needed > 0.8 * free:
-                    notes.append(
-                        f"{name} is missing at {case}: it needs {needed / 1e9:.1f} GB of noise, "
-                        f"{free / 1e9:.1f} GB are free."
-                    )
-                else:
-                    rows.append(make())
-            results += measure("linear", view, str(case), rows, device, seconds)
+            options.progress(f"{suite}, {view}: {case}")
+            candidates = problem.rows(view, options.full, families)
+            rows = fitting(candidates, str(case), options.device, notes)
+            results += measure(suite, view, str(case), rows, options.device, options.seconds)
     return results, notes

@@ -12,29 +12,30 @@ vmap     torch.func.vmap over materialised networks W + E_d (and W - E_d if anti
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from bench.common import Row, assert_close
-from perturbed import Dense, PerturbedLinear, PerturbedModel
+from bench import ours
+from bench.common import Row, assert_close, rtol
+from bench.ours import SIGMA
+from perturbed.noise import NoiseFamily
 
-SIGMA = 0.02
 LOOP_PART = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A square layer, R repeats of D directions; antithetic if R is even."""
+    """A layer, R repeats of D directions; antithetic if R is even."""
 
-    features: int
+    inputs: int
+    outputs: int
     directions: int
-    repeats: int
+    repeats: int = 1
 
     @property
     def antithetic(self) -> bool:
@@ -46,7 +47,7 @@ class Case:
 
     def __str__(self) -> str:
         pairs = ", antithetic" if self.antithetic else ""
-        return f"{self.features}x{self.features}, R={self.repeats} D={self.directions}{pairs}"
+        return f"{self.inputs}x{self.outputs}, R={self.repeats} D={self.directions}{pairs}"
 
 
 class Buffers:
@@ -76,12 +77,12 @@ class Problem:
         self.case = case
         self.buffers = buffers
         self.device = device = buffers.device
-        self.rtol = 1e-5 if device.type == "cpu" else 1e-3  # the GPU's own rounding is looser
-        generator = torch.Generator().manual_seed(case.features)
-        shape = (case.repeats * case.directions, case.features)
+        generator = torch.Generator().manual_seed(case.inputs)
+        shape = (case.repeats * case.directions, case.inputs)
         self.x = torch.rand(shape, generator=generator).to(device)
+        self.rtol = rtol(self.x)
         self.weights = torch.randn(case.directions, generator=generator).to(device)
-        self.layer = nn.Linear(case.features, case.features, device=device).requires_grad_(False)
+        self.layer = nn.Linear(case.inputs, case.outputs, device=device)
         self.probes = sorted({0, case.directions // 2, case.directions - 1})
         self._noise: tuple[Tensor, Tensor] | None = None
 
@@ -112,8 +113,8 @@ class Problem:
         """E and e of all directions; Stored and vmap share them, as they never run together."""
         if self._noise is None:
             c = self.case
-            big = self.buffers.take("noise", c.directions, c.features, c.features)
-            small = torch.empty(c.directions, c.features, device=self.device)
+            big = self.buffers.take("noise", c.directions, c.outputs, c.inputs)
+            small = torch.empty(c.directions, c.outputs, device=self.device)
             self._noise = big, small
             # normal_ takes seconds for gigabytes, so few directions are drawn and repeated: time
             # does not depend on values. With 13 the probed directions of all sizes still differ.
@@ -128,7 +129,7 @@ class Problem:
             part.normal_(0, SIGMA)
 
     def noise_bytes(self) -> int:
-        return 4 * self.case.directions * self.case.features * (self.case.features + 1)
+        return 4 * self.case.directions * self.case.outputs * (self.case.inputs + 1)
 
     def estimate(self) -> tuple[Tensor, Tensor]:
         big, small = self.noise()
@@ -153,7 +154,7 @@ class Problem:
         assert_close(grads[0][-1], (weights * big[:, -1]).sum(0), f"{name}, estimate", self.rtol)
         assert_close(grads[1], (weights * small).sum(0), f"{name}, bias estimate", self.rtol)
 
-    def stored(self, step: bool) -> Row:
+    def stored(self, view: str) -> Row:
         c = self.case
         big, small = self.noise()
         grouped = self.x.view(c.repeats, c.directions, -1).transpose(0, 1)
@@ -175,15 +176,16 @@ class Problem:
             self.check_forward(forward(), "Stored")
             self.check_estimate("Stored")
 
-        return Row("Stored", whole if step else forward, check, self.noise_bytes())
+        calls = {"forward": forward, "update": self.estimate, "step": whole}
+        return Row("Stored", calls[view], check, self.noise_bytes())
 
-    def vmap(self, step: bool) -> Row:
+    def vmap(self, view: str) -> Row:
         c = self.case
         noise = self.noise()
         members = c.signs * c.directions
         networks = (
-            self.buffers.take("networks", members, c.features, c.features),
-            torch.empty(members, c.features, device=self.device),
+            self.buffers.take("networks", members, c.outputs, c.inputs),
+            torch.empty(members, c.outputs, device=self.device),
         )
         per_member = c.repeats // c.signs
         x = self.x.view(c.signs, per_member, c.directions, -1).transpose(1, 2)
@@ -214,7 +216,7 @@ class Problem:
             self.check_forward(y.reshape(len(self.x), -1), "vmap")
 
         held = (1 + c.signs) * self.noise_bytes()
-        return Row("vmap", whole if step else forward, check, held)
+        return Row("vmap", {"forward": forward, "step": whole}[view], check, held)
 
     def loop(self) -> Row:
         c = self.case
@@ -246,66 +248,22 @@ class Problem:
         scale = c.directions / len(directions)
         return Row("Loop", call, check, self.noise_bytes() // c.directions, scale)
 
-    # ---- ours ---------------------------------------------------------------------------------
+    # ---- all of them --------------------------------------------------------------------------
 
-    def perturbed(self, distribution: str, step: bool) -> Row:
-        c = self.case
-        layer = PerturbedLinear(c.features, c.features, c.directions, noise=Dense(distribution)).to(
-            self.device
-        )
-        layer.load_state_dict(self.layer.state_dict())
-        model = PerturbedModel(layer, c.directions, sigma=SIGMA)
-        model.set_noise()
-
-        def forward() -> Tensor:
-            return model(self.x)
-
-        def whole() -> None:
-            model.set_noise()
-            model(self.x)
-            model.set_grad(self.weights)
-
-        name = f"PerturbedLinear {distribution}"
-
-        def check() -> None:
-            y = forward()
-            expected = torch.zeros_like(layer.weight)
-            chosen = torch.zeros_like(self.weights)
-            for d in self.probes:
-                for r in range(c.repeats):
-                    sign = -1 if c.antithetic and r >= c.repeats // 2 else 1
-                    b = r * c.directions + d
-                    network = model.member(d, sign)
-                    assert_close(y[b], network(self.x[b]), f"{name}, row {b}", self.rtol)
-                chosen[d] = self.weights[d]
-                expected += self.weights[d] * (model.member(d, 1).weight - layer.weight)
-            model.set_grad(chosen)
-            # The members' weights are rounded where they are added, so this is the looser check.
-            assert_close(layer.weight.grad, expected, f"{name}, estimate", 1e2 * self.rtol)
-
-        return Row(name, whole if step else forward, check, held_bytes(model))
-
-    # -------------------------------------------------------------------------------------------
-
-    def rows(self, step: bool, full: bool) -> Iterator[tuple[str, int, Callable[[], Row]]]:
+    def rows(
+        self, view: str, full: bool, families: Sequence[NoiseFamily]
+    ) -> Iterator[tuple[str, int, Callable[[], Row]]]:
         """Name, bytes that the row has still to allocate, and how to make it."""
-        numel = self.case.directions * self.case.features**2
+        numel = self.case.directions * self.case.outputs * self.case.inputs
         yield "Base", 0, self.base
-        yield "Naive", 0, self.naive
-        if step and full:
+        if view != "update":
+            yield "Naive", 0, self.naive
+        if view == "step" and full:
             yield "Loop", 0, self.loop
         needed = self.buffers.missing("noise", numel)
-        yield "Stored", needed, lambda: self.stored(step)
-        needed = self.buffers.missing("noise", numel)  # none if Stored found its room
-        needed += self.buffers.missing("networks", self.case.signs * numel)
-        yield "vmap", needed, lambda: self.vmap(step)
-        for distribution in ("normal", "rademacher"):
-            make = functools.partial(self.perturbed, distribution, step)
-            yield f"PerturbedLinear {distribution}", 0, make
-
-
-def held_bytes(model: PerturbedModel) -> int:
-    """Bytes of noise, keys and scales that the model holds once the noise is drawn and used."""
-    noise = sum(layer.held_bytes() for layer in model.layers())
-    device = next(model.parameters()).device
-    return noise + sum(part.nbytes for part in model.state.tensors(device))
+        yield "Stored", needed, lambda: self.stored(view)
+        if view != "update":
+            needed = self.buffers.missing("noise", numel)  # none if Stored found its room
+            needed += self.buffers.missing("networks", self.case.signs * numel)
+            yield "vmap", needed, lambda: self.vmap(view)
+        yield from ours.rows(view, self.layer, self.case.directions, self.x, self.weights, families)

@@ -1,31 +1,22 @@
-"""Results as a Markdown table, JSON and a plot."""
+"""Results as Markdown tables, JSON and plots."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
 from bench.common import Result
+from bench.variance import Cosine
 
-SCHEMA = 1  # of the JSON file; raise it when a field changes its meaning
-HEADERS = ("method", "time", "min - max", "times base", "over naive", "noise held")
-# Told apart on a grey printer too; none so dark that the line from min to max is lost in it.
-STYLES = (
-    ("0.95", ""),
-    ("0.95", "///"),
-    ("0.75", ""),
-    ("0.75", "..."),
-    ("0.5", ""),
-    ("0.5", "xxx"),
-    ("0.65", "\\\\\\"),
-    ("0.65", "+++"),
-)
+SCHEMA = 2  # of the JSON file; raise it when a field changes its meaning
+MARKERS = "oosvD^"
+SHADES = ("white", "black", "0.6", "white", "black", "0.6")
 
 
 def duration(seconds: float) -> str:
@@ -52,99 +43,192 @@ def ratio(value: float) -> str:
     return f"{value:.0f}x" if value >= 100 else f"{value:.2g}x" if value >= 10 else f"{value:.2f}x"
 
 
-def _cells(result: Result) -> list[str]:
-    return [
-        result.method,
-        duration(result.median_s),
-        f"{duration(result.min_s)} - {duration(result.max_s)}",
-        ratio(result.times_base),
-        ratio(result.over_naive),
-        size(result.noise_bytes),
-    ]
+def _columns(suite: str, members: Sequence[Result]) -> dict[str, Callable[[Result], str]]:
+    """Headers and cells of a suite's tables; ratios where there is something to relate to."""
+    columns: dict[str, Callable[[Result], str]] = {
+        "method": lambda r: r.method,
+        "time": lambda r: duration(r.median_s),
+        "min - max": lambda r: f"{duration(r.min_s)} - {duration(r.max_s)}",
+        "times base": lambda r: ratio(r.times_base),
+    }
+    if suite == "eggroll":  # the paper's unit
+        columns["% of base"] = lambda r: f"{100 / r.times_base:.0f} %"
+    if not all(math.isnan(member.over_naive) for member in members):
+        columns["over naive"] = lambda r: ratio(r.over_naive)
+    columns["noise held"] = lambda r: size(r.noise_bytes)
+    return columns
 
 
-def _machine_line(machine: dict[str, str]) -> str:
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its first column to the left and numbers to the right."""
+    align = ("left", *["right"] * (len(headers) - 1))
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=align)
+
+
+def machine_line(machine: dict[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in machine.items())
 
 
-def markdown(results: Sequence[Result], machine: dict[str, str], notes: Sequence[str]) -> str:
+def markdown(
+    results: Sequence[Result],
+    machine: dict[str, str],
+    notes: Sequence[str],
+    cosines: Sequence[Cosine] = (),
+) -> str:
     """One table per suite, view and case, with the machine above and the notes below."""
-    parts = [_machine_line(machine)]
+    parts = [machine_line(machine)]
     groups: dict[tuple[str, str, str], list[Result]] = {}
     for result in results:
         groups.setdefault((result.suite, result.view, result.case), []).append(result)
     for (suite, view, case), members in groups.items():
-        table = tabulate(
-            [_cells(member) for member in members],
-            HEADERS,
-            tablefmt="github",
-            disable_numparse=True,
-            colalign=("left", *["right"] * (len(HEADERS) - 1)),
+        columns = _columns(suite, members)
+        cells = [[cell(member) for cell in columns.values()] for member in members]
+        parts.append(f"### {suite}, {view}: {case}\n\n{table(list(columns), cells)}")
+    if cosines:
+        parts.append(
+            "### variance: cosine between estimate and gradient\n\n" + variance_table(cosines)
         )
-        parts.append(f"### {suite}, {view}: {case}\n\n{table}")
     parts.append("\n".join(f"- {note}" for note in notes))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def variance_table(cosines: Sequence[Cosine]) -> str:
+    """A row for each family, a column for each number of directions."""
+    directions = sorted({c.directions for c in cosines})
+    last = directions[-1]
+    rows = []
+    for method in dict.fromkeys(c.method for c in cosines):
+        of = {c.directions: c for c in cosines if c.method == method}
+        cells = [f"{of[d].mean:.3f} ± {of[d].std:.3f}" if d in of else "" for d in directions]
+        end = [f"{of[last].worth:.2f}", duration(of[last].seconds)] if last in of else ["", ""]
+        rows.append([method, *cells, *end])
+    headers = ["family", *(f"D = {d}" for d in directions), "worth of a direction", "time"]
+    return table(headers, rows)
+
+
 def write_json(
-    path: Path, results: Sequence[Result], machine: dict[str, str], options: dict[str, Any]
+    path: Path,
+    results: Sequence[Result],
+    machine: dict[str, str],
+    options: dict[str, Any],
+    cosines: Sequence[Cosine] = (),
 ) -> None:
-    """Everything the table was made of; a ratio without its base is null."""
-    rows = [
-        {k: None if v != v else v for k, v in dataclasses.asdict(result).items()}
-        for result in results
-    ]
-    document = {"schema": SCHEMA, "machine": machine, "options": options, "results": rows}
+    """Everything the tables were made of; a ratio without its base is null."""
+    document = {
+        "schema": SCHEMA,
+        "machine": machine,
+        "options": options,
+        "results": [_plain(result) for result in results],
+        "cosines": [_plain(cosine) for cosine in cosines],
+    }
     path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
-def write_plot(path: Path, results: Sequence[Result], machine: dict[str, str]) -> None:
-    """Bars of the medians on a logarithmic axis, a panel for each view, a group for each case."""
+def _plain(record: Result | Cosine) -> dict[str, Any]:
+    return {k: None if v != v else v for k, v in dataclasses.asdict(record).items()}
+
+
+def read_json(path: Path) -> tuple[list[Result], dict[str, str], list[Cosine]]:
+    """What :func:`write_json` wrote: results, machine, cosines.
+
+    Raises:
+        ValueError: a file of another schema.
+    """
+    document = json.loads(path.read_text())
+    if document.get("schema") != SCHEMA:
+        raise ValueError(f"{path} must have schema {SCHEMA}, got {document.get('schema')}")
+    rows = [{k: math.nan if v is None else v for k, v in r.items()} for r in document["results"]]
+    cosines = [Cosine(**row) for row in document["cosines"]]
+    return [Result(**row) for row in rows], document["machine"], cosines
+
+
+def _pyplot() -> Any:
     import matplotlib
 
     matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    import matplotlib.pyplot
 
+    return matplotlib.pyplot
+
+
+def write_plot(path: Path, results: Sequence[Result], machine: dict[str, str]) -> None:
+    """Multiples of the unperturbed forward, a panel for each view and a mark for each case."""
+    plt = _pyplot()
     views = list(dict.fromkeys((r.suite, r.view) for r in results))
-    methods = list(dict.fromkeys(r.method for r in results))
+    columns = min(2, len(views))
+    lines = -(-len(views) // columns)
+    most = max(len({r.method for r in results if (r.suite, r.view) == view}) for view in views)
     figure, axes = plt.subplots(
-        len(views), 1, figsize=(9, 3.2 * len(views)), squeeze=False, layout="constrained"
+        lines,
+        columns,
+        figsize=(6.5 * columns, lines * (1.4 + 0.2 * most)),
+        squeeze=False,
+        layout="constrained",
     )
-    width = 0.8 / len(methods)
-    for axis, (suite, view) in zip(axes[:, 0], views, strict=True):
+    for axis in axes.flat[len(views) :]:
+        axis.set_visible(False)
+    for axis, (suite, view) in zip(axes.flat, views, strict=False):
         members = [r for r in results if (r.suite, r.view) == (suite, view)]
-        cases = list(dict.fromkeys(r.case for r in members))
-        for m, method in enumerate(methods):
-            shade, hatch = STYLES[m % len(STYLES)]
-            of_method = [r for r in members if r.method == method]
-            places = [cases.index(r.case) + (m - (len(methods) - 1) / 2) * width for r in of_method]
-            medians = [1e3 * r.median_s for r in of_method]
-            spread = [
-                [1e3 * (r.median_s - r.min_s) for r in of_method],
-                [1e3 * (r.max_s - r.median_s) for r in of_method],
-            ]
-            axis.bar(
-                places,
-                medians,
-                width,
-                yerr=spread,
-                label=method,
-                color=shade,
-                hatch=hatch,
-                edgecolor="black",
-                linewidth=0.6,
-                error_kw={"elinewidth": 0.8},
+        methods = list(dict.fromkeys(r.method for r in members))
+        for i, case in enumerate(dict.fromkeys(r.case for r in members)):
+            of_case = [r for r in members if r.case == case]
+            base = [r.median_s / r.times_base for r in of_case]
+            axis.errorbar(
+                [r.times_base for r in of_case],
+                [methods.index(r.method) for r in of_case],
+                xerr=[
+                    [(r.median_s - r.min_s) / b for r, b in zip(of_case, base, strict=True)],
+                    [(r.max_s - r.median_s) / b for r, b in zip(of_case, base, strict=True)],
+                ],
+                fmt=MARKERS[i % len(MARKERS)],
+                color="black",
+                markerfacecolor=SHADES[i % len(SHADES)],
+                markersize=5,
+                elinewidth=0.6,
+                label=case,
             )
-        axis.set_yscale("log")
-        axis.set_xticks(range(len(cases)), [case.replace(", ", "\n") for case in cases])
-        axis.set_ylabel("ms (log scale)")
-        axis.set_title(f"{suite}, {view}: median, bars from min to max", loc="left", fontsize=10)
-        axis.grid(axis="y", color="0.85", linewidth=0.5)
+        axis.set_xscale("log")
+        axis.set_yticks(range(len(methods)), methods, fontsize=8)
+        axis.invert_yaxis()
+        axis.set_title(f"{suite}, {view}", loc="left", fontsize=10)
+        axis.set_xlabel("times the unperturbed forward (median, min to max)", fontsize=8)
+        axis.grid(color="0.85", linewidth=0.5)
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False
-    )
-    figure.supxlabel(_machine_line(machine), fontsize=8)
-    figure.savefig(path, dpi=150)
+        axis.legend(fontsize=7, frameon=False)
+    figure.supxlabel(machine_line(machine), fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def write_variance_plot(path: Path, cosines: Sequence[Cosine], machine: dict[str, str]) -> None:
+    """Cosine over directions, and over seconds: what a family is worth and what it costs."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(1, 2, figsize=(11, 5), sharey=True, layout="constrained")
+    methods = list(dict.fromkeys(c.method for c in cosines))
+    colours = plt.get_cmap("tab20").colors
+    for i, method in enumerate(methods):
+        of = [c for c in cosines if c.method == method]
+        for axis, x in ((axes[0], [c.directions for c in of]), (axes[1], [c.seconds for c in of])):
+            axis.errorbar(
+                x,
+                [c.mean for c in of],
+                yerr=[c.std for c in of],
+                marker=MARKERS[i % len(MARKERS)],
+                linestyle="--" if "draws of" in method else "-",
+                color=colours[i % len(colours)],
+                markersize=4,
+                linewidth=1,
+                label=method,
+            )
+    axes[0].set_xlabel("directions (antithetic pairs)")
+    axes[1].set_xlabel("seconds of an estimate")
+    axes[0].set_ylabel("cosine with the true gradient, mean and standard deviation")
+    for axis in axes:
+        axis.set_xscale("log")
+        axis.grid(color="0.85", linewidth=0.5)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    figure.supxlabel(machine_line(machine), fontsize=8)
+    figure.savefig(path, dpi=120)
     plt.close(figure)

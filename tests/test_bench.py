@@ -1,23 +1,24 @@
 """The benchmarks run, check what they time, and report it whole."""
 
+import dataclasses
 import json
+import math
+import re
 import time
 
 import pytest
 import torch
+from torch import nn
 
 from bench import __main__ as cli
-from bench import common, linear, population, report
+from bench import common, eggroll, linear, nesgpu, network, ours, peers, population, report
+from bench.common import Options
+from perturbed import Dense, LowRank
 
 TINY = ["--sizes", "12", "20", "--batch", "16", "--seconds", "0.001"]
-METHODS = [
-    "Base",
-    "Naive",
-    "Stored",
-    "vmap",
-    "PerturbedLinear normal",
-    "PerturbedLinear rademacher",
-]
+FAMILIES = [repr(noise) for noise in ours.families()]
+METHODS = ["Base", "Naive", "Stored", "vmap", *FAMILIES]
+QUICK = Options(seconds=0.0, sizes=(12,), batch=16)
 
 
 def result(**changes: object) -> common.Result:
@@ -35,56 +36,76 @@ def result(**changes: object) -> common.Result:
     return common.Result(**{**fields, **changes})
 
 
-def test_default_run_has_every_row(capsys, tmp_path):
+def test_a_run_has_every_row(capsys, tmp_path):
     json_file, plot_file = tmp_path / "out.json", tmp_path / "out.png"
-    cli.main([*TINY, "--json", str(json_file), "--plot", str(plot_file)])
+    files = ["--json", str(json_file), "--plot", str(plot_file)]
+    cli.main(["linear", "update", *TINY, *files])
     text = capsys.readouterr().out
     document = json.loads(json_file.read_text())
-    cases = [f"{n}x{n}, {r}" for r in ("R=1 D=16", "R=2 D=8, antithetic") for n in (12, 20)]
-    found = [(row["case"], row["view"], row["method"]) for row in document["results"]]
-    assert sorted(found) == sorted((c, v, m) for c in cases for v in cli.VIEWS for m in METHODS)
-    for case in cases:
+    squares = [f"{n}x{n}, {r}" for r in ("R=1 D=16", "R=2 D=8, antithetic") for n in (12, 20)]
+    expected = [("linear", v, c, m) for v in ("forward", "step") for c in squares for m in METHODS]
+    unneeded = {"Naive", "vmap"}
+    of_update = [m for m in METHODS if m not in unneeded]
+    expected += [("update", "update", c, m) for c in squares[:2] for m in of_update]
+    found = [(r["suite"], r["view"], r["case"], r["method"]) for r in document["results"]]
+    assert sorted(found) == sorted(expected)
+    for case in squares:
         assert f"linear, forward: {case}" in text
         assert f"linear, step: {case}" in text
     for row in document["results"]:
         assert 0 < row["min_s"] <= row["median_s"] <= row["max_s"]
         assert row["times_base"] > 0
-        assert row["over_naive"] > 0
+        assert (row["over_naive"] is None) == (row["suite"] == "update")
     assert document["machine"]["torch"] == torch.__version__
     assert document["machine"]["isa"] in text
     assert plot_file.read_bytes().startswith(b"\x89PNG")
 
 
-def test_full_run_adds_the_loop_and_more_repeats(capsys):
-    cli.main(["--full", "--view", "step", "--sizes", "12", "--batch", "32", "--seconds", "0.001"])
+def test_full_run_adds_the_loop_more_repeats_and_more_families(capsys):
+    cli.main(
+        ["linear", "--full", "--view", "step", "--sizes", "12", "--batch", "32", "--seconds", "0"]
+    )
     text = capsys.readouterr().out
     assert "12x12, R=16 D=2, antithetic" in text
     assert "| Loop" in text
+    assert "LowRank(8)" not in FAMILIES
+    assert "| LowRank(8)" in text
+
+
+def test_the_default_is_every_suite_that_measures_time():
+    assert cli.parse([]).suites == [name for name in cli.SUITES if name != "variance"]
+    assert cli.parse(["all"]).suites == list(cli.SUITES)
+    assert cli.parse(["network", "linear", "network"]).suites == ["network", "linear"]
 
 
 def test_noise_held_grows_with_directions_only_where_it_is_stored():
     held = {}
     for batch in (16, 64):
-        rows, _ = linear.run(torch.device("cpu"), ("step",), 0.0, sizes=(12,), batch=batch)
+        rows, _ = linear.run(dataclasses.replace(QUICK, batch=batch, views=("step",)))
         held[batch] = {row.method: row.noise_bytes for row in rows if "R=1" in row.case}
     assert held[16]["Stored"] == 4 * 16 * 12 * 13
     assert held[64]["Stored"] == 4 * held[16]["Stored"]
     assert held[64]["vmap"] == 2 * held[64]["Stored"]
-    for method in METHODS[4:]:
+    for method in FAMILIES:
         assert held[16][method] == held[64][method] < 100
 
 
 def test_rows_that_do_not_fit_are_left_out_and_named(monkeypatch):
-    monkeypatch.setattr(linear, "free_bytes", lambda device: 1000)
-    rows, notes = linear.run(torch.device("cpu"), ("forward",), 0.0, sizes=(12,), batch=16)
+    monkeypatch.setattr(common, "free_bytes", lambda device: 1000)
+    rows, notes = linear.run(dataclasses.replace(QUICK, views=("forward",)))
     assert {row.method for row in rows} == set(METHODS) - {"Stored", "vmap"}
     assert any("Stored is missing at 12x12, R=1" in note for note in notes)
 
 
+# ---- what is timed is what it says -------------------------------------------------------------
+
+
 @pytest.mark.parametrize("name", ["stored", "vmap"])
+@torch.no_grad()
 def test_a_wrong_forward_is_not_timed(name, monkeypatch):
-    problem = population.Problem(population.Case(12, 8, 2), population.Buffers(torch.device("cpu")))
-    row = getattr(problem, name)(False)
+    case = population.Case(12, 10, 8, 2)
+    problem = population.Problem(case, population.Buffers(torch.device("cpu")))
+    row = getattr(problem, name)("forward")
     row.check()
     monkeypatch.setattr(
         problem,
@@ -93,6 +114,128 @@ def test_a_wrong_forward_is_not_timed(name, monkeypatch):
     )
     with pytest.raises(AssertionError, match="relative error"):
         row.check()
+
+
+@torch.no_grad()
+def own(noise):
+    return ours.Population(nn.Linear(12, 10), noise, 8, torch.rand(16, 12), torch.rand(8))
+
+
+@pytest.mark.parametrize("noise", ours.families(full=True), ids=repr)
+def test_a_family_that_adds_wrong_noise_is_not_timed(noise, monkeypatch):
+    people = own(noise)
+    with torch.no_grad():
+        people.check()
+        right = people.model.forward
+        monkeypatch.setattr(people.model, "forward", lambda x: right(x.roll(1, 0)).roll(-1, 0))
+        with pytest.raises(AssertionError, match="row 0"):  # the noise of the neighbour
+            people.check()
+
+
+@pytest.mark.parametrize("noise", ours.families(full=True), ids=repr)
+def test_a_family_with_a_wrong_estimate_is_not_timed(noise, monkeypatch):
+    people = own(noise)
+    right = people.model.set_grad
+    monkeypatch.setattr(people.model, "set_grad", lambda weights: right(1.01 * weights))
+    with torch.no_grad(), pytest.raises(AssertionError, match="estimate of a"):
+        people.check()
+
+
+@torch.no_grad()
+def test_every_forward_and_step_draws_new_noise():
+    people = own(Dense())
+    assert not torch.equal(people.forward(), people.forward())
+    grads = []
+    for _ in range(2):
+        people.step()
+        grads.append(people.net.weight.grad.clone())
+    assert not torch.equal(*grads)
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+@torch.no_grad()
+def test_torchs_own_rank_one_is_checked(repeats):
+    case = population.Case(12, 12, 8 // repeats, repeats)
+    layer = nn.Linear(12, 12, bias=False)
+    factors = eggroll.Factors(case, layer, torch.rand(8, 12), torch.rand(8 // repeats))
+    factors.check()
+    factors.scale[-1] *= -1
+    wrong = factors.forward()
+    factors.scale[-1] *= -1
+    factors.forward = lambda: wrong
+    with pytest.raises(AssertionError, match="relative error"):
+        factors.check()
+
+
+def test_eggroll_reports_per_cent_of_the_unperturbed_layer():
+    results, notes = eggroll.run(QUICK, features=12, members=16)
+    own = ["Base", "torch, factors given", "torch, factors drawn", *FAMILIES]
+    assert [r.method for r in results if r.view == "step" and "R=1" in r.case] == own
+    assert len(results) == 4 * len(own)
+    text = report.markdown(results, {"cpu": "x"}, notes)
+    assert "% of base" in text
+    assert "over naive" not in text
+    assert re.search(r"\| Base +\|.*\| +100 % \|", text)
+
+
+def test_nesgpu_has_its_layers_and_stores_noise_only_if_asked(monkeypatch):
+    results, _ = nesgpu.run(QUICK, batch=16, layers=((12, 12), (12, 10)))
+    assert {(r.case, r.view) for r in results} == {
+        (f"12x{n}, R=1 D=16", view) for n in (12, 10) for view in ("forward", "update")
+    }
+    assert {r.method for r in results} == {"Base", *FAMILIES}
+    full = dataclasses.replace(QUICK, full=True, views=("update",))
+    results, _ = nesgpu.run(full, batch=16, layers=((12, 10),))
+    assert {"Stored", "LowRank(8)"} < {r.method for r in results}
+
+
+# ---- a network, and the others ------------------------------------------------------------------
+
+
+def test_network_times_a_step_and_its_parts():
+    results, notes = network.run(QUICK, members=16, widths=(12, 14, 10))
+    methods = {view: [r.method for r in results if r.view == view] for view in network.VIEWS}
+    for view in ("step", "forward"):
+        assert methods[view][: len(FAMILIES) + 2] == ["Base", *FAMILIES, "torch rank 1"]
+    assert methods["update"] == ["Base", *FAMILIES]
+    assert methods["optimizer"] == ["Base", "centred ranks, Adam"]
+    for package in ("evox", "evotorch"):
+        row = {"evox": "EvoX VirtualLoRA", "evotorch": "EvoTorch PGPE"}[package]
+        assert (row in methods["step"]) != any(package in note for note in notes)
+
+
+@torch.no_grad()
+def test_torchs_own_training_step_is_ours():
+    """Its noise in place of ours, the same ranks and the same Adam: the same parameters."""
+    net = network.mlp((12, 14, 10), torch.device("cpu"))
+    task = peers.Task.random(16, 12, 10, torch.device("cpu"))
+    program = peers.TorchLowRank(net, task)
+    program.check()
+    trainer = network.Trainer(net, LowRank(1), task)
+    step = program.forward
+    trainer.model.set_noise()
+    state, layers = trainer.model.state, list(trainer.model.layers())
+
+    def draw():
+        for mine, layer in zip(program.linear, layers, strict=True):
+            factors = []
+            for d in range(task.directions):
+                noise = layer.parameter_noise("weight", d, 1)[0]
+                u, s, v = torch.linalg.svd(noise)
+                factors.append((u[:, 0] * s[0], v[0]))
+            a, b = (torch.stack(parts) for parts in zip(*factors, strict=True))
+            e = layer.parameter_noise("bias", 0, task.directions).flatten(1)
+            program.noise[mine] = a, b, e
+
+    program.draw = draw
+    scores = step()
+    torch.testing.assert_close(scores, trainer.model(task.x), rtol=1e-4, atol=1e-5)
+    program.step()
+    state.move(state.seed, state.generation - 1, state.sigma)
+    trainer.step()
+    for mine, theirs in zip(trainer.net.parameters(), program.net.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
 
 
 def test_a_failing_check_stops_the_run():
@@ -142,12 +285,24 @@ def test_assert_close_bounds_the_relative_error():
         common.assert_close(expected * float("nan"), expected, "y", 1e-5)
 
 
-def test_json_has_null_for_a_missing_ratio(tmp_path):
+def test_json_has_null_for_a_missing_ratio_and_is_read_back(tmp_path):
     file = tmp_path / "out.json"
-    report.write_json(file, [result()], {"cpu": "x"}, {})
+    report.write_json(file, [result(times_base=2.0)], {"cpu": "x"}, {})
     (row,) = json.loads(file.read_text())["results"]
-    assert row["times_base"] is None
+    assert row["over_naive"] is None
     assert row["median_s"] == 0.5
+    (back,), machine, cosines = report.read_json(file)
+    assert math.isnan(back.over_naive)
+    assert dataclasses.replace(back, over_naive=0.0) == result(times_base=2.0, over_naive=0.0)
+    assert machine == {"cpu": "x"}
+    assert cosines == []
+
+
+def test_json_of_another_schema_is_refused(tmp_path):
+    file = tmp_path / "out.json"
+    file.write_text(json.dumps({"schema": 1}))
+    with pytest.raises(ValueError, match="schema 2, got 1"):
+        report.read_json(file)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +322,7 @@ def test_size(count, text):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--sizes", "0"], ["--batch", "-1"], ["--suite", "nothing"], ["--view", "backward"]],
+    [["--sizes", "0"], ["--batch", "-1"], ["nothing"], ["--view", "backward"]],
 )
 def test_bad_arguments_are_refused(arguments, capsys):
     with pytest.raises(SystemExit):

@@ -1,0 +1,161 @@
+"""Writes measured tables into a page: ``python -m bench.docs RESULTS.json [PAGE]``.
+
+A table stands between ``<!-- bench: NAME -->`` and ``<!-- /bench -->``; what is between them is
+replaced. RESULTS.json is what ``python -m bench all --json`` wrote (parts of it will do for a page
+that needs no more), PAGE is docs/noise.md unless named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from bench import report
+from bench.common import ROOT, Result
+from bench.report import duration, ratio, table
+from bench.variance import Cosine
+
+BLOCK = re.compile(r"(<!-- bench: ([a-z]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
+Column = tuple[str, Callable[[Result], bool], Callable[[Result], str]]
+
+
+class Measured:
+    """The content of a JSON file, and the tables that can be made of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = path.name
+        self.results, self.facts, self.cosines = report.read_json(path)
+
+    def _pivot(self, first: str, methods: Iterable[str], columns: Sequence[Column]) -> str:
+        """A row for each method, and in a column the one result that it selects."""
+        rows = []
+        for method in methods:
+            cells = []
+            for _, wanted, text in columns:
+                found = [r for r in self.results if r.method == method and wanted(r)]
+                cells.append(text(found[0]) if found else "")
+            rows.append([f"`{method}`" if "(" in method else method, *cells])
+        return table([first, *(name for name, _, _ in columns)], rows)
+
+    def _methods(self, suite: str, *left_out: str) -> list[str]:
+        names = dict.fromkeys(r.method for r in self.results if r.suite == suite)
+        missing = [name for name in left_out if name in names]
+        return [name for name in names if name not in missing]
+
+    def machine(self) -> str:
+        return f"{report.machine_line(self.facts)}. All of it: `bench/results/{self.name}`."
+
+    def costs(self) -> str:
+        """One layer: multiples of the unperturbed forward."""
+
+        def column(suite: str, view: str, size: int, rows: str) -> Column:
+            case = f"{size}x{size}, {rows} "
+            return (
+                f"{view}, {size}",
+                lambda r: (r.suite, r.view) == (suite, view) and r.case.startswith(case),
+                lambda r: ratio(r.times_base),
+            )
+
+        columns = [column("linear", "forward", n, "R=1") for n in (256, 512, 1024)]
+        columns += [column("linear", "step", n, "R=1") for n in (256, 1024)]
+        columns += [column("update", "update", 1024, "R=1")]
+        return self._pivot("noise", self._methods("linear", "Naive", "Loop"), columns)
+
+    def network(self) -> str:
+        """A training step of the policy network, and its parts."""
+
+        def column(name: str, view: str, text: Callable[[Result], str]) -> Column:
+            return name, lambda r: (r.suite, r.view) == ("network", view), text
+
+        columns = [
+            column("step", "step", lambda r: duration(r.median_s)),
+            column("times base", "step", lambda r: ratio(r.times_base)),
+            column("forward", "forward", lambda r: duration(r.median_s)),
+            column("estimate", "update", lambda r: duration(r.median_s)),
+            column("noise held", "step", lambda r: report.size(r.noise_bytes)),
+        ]
+        return self._pivot("noise", self._methods("network", "centred ranks, Adam"), columns)
+
+    def eggroll(self) -> str:
+        """Per cent of the throughput of pure inference."""
+
+        def column(name: str, view: str, rows: str) -> Column:
+            return (
+                f"{view}, {name}",
+                lambda r: (r.suite, r.view) == ("eggroll", view) and rows in r.case,
+                lambda r: f"{100 / r.times_base:.0f} %",
+            )
+
+        sides = (("pairs", "R=2 "), ("R = 1", "R=1 "))
+        columns = [column(name, view, r) for view in ("forward", "step") for name, r in sides]
+        return self._pivot("noise", self._methods("eggroll", "Base"), columns)
+
+    def nesgpu(self) -> str:
+        """The table of the NESgpu paper: forward as multiples, update as time."""
+        columns: list[Column] = []
+        for view in ("forward", "update"):
+            for case in dict.fromkeys(r.case for r in self.results if r.suite == "nesgpu"):
+                wanted = lambda r, view=view, case=case: (  # noqa: E731
+                    (r.suite, r.view, r.case) == ("nesgpu", view, case)
+                )
+                text = (
+                    (lambda r: ratio(r.times_base))
+                    if view == "forward"
+                    else (lambda r: "" if r.method == "Base" else duration(r.median_s))
+                )
+                columns.append((f"{view}, {case.split(',')[0]}", wanted, text))
+        return self._pivot("noise", self._methods("nesgpu"), columns)
+
+    def variance(self) -> str:
+        """Cosine between estimate and gradient."""
+        return report.variance_table(self.cosines)
+
+    def block(self, name: str) -> str:
+        """The table of a name.
+
+        Raises:
+            ValueError: a name that is none, or a file that lacks its suite.
+        """
+        makers = {
+            "machine": self.machine,
+            "costs": self.costs,
+            "network": self.network,
+            "eggroll": self.eggroll,
+            "nesgpu": self.nesgpu,
+            "variance": self.variance,
+        }
+        if name not in makers:
+            raise ValueError(f"a block must be one of {', '.join(makers)}, got {name!r}")
+        needed: Sequence[Result | Cosine] = {
+            "machine": [*self.results, *self.cosines],
+            "variance": self.cosines,
+        }.get(name, [r for r in self.results if r.suite == {"costs": "linear"}.get(name, name)])
+        if not needed:
+            raise ValueError(f"{self.name} must hold results for the block {name!r}, it has none")
+        return makers[name]()
+
+
+def update(page: str, measured: Measured) -> str:
+    """The page with every block made anew.
+
+    Raises:
+        ValueError: no block in the page, or one that cannot be made.
+    """
+    if not BLOCK.search(page):
+        raise ValueError("the page must hold a block <!-- bench: NAME --> ... <!-- /bench -->")
+    return BLOCK.sub(lambda m: f"{m[1]}{measured.block(m[2])}\n{m[3]}", page)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.docs", description=__doc__)
+    parser.add_argument("results", type=Path, metavar="RESULTS.json")
+    parser.add_argument("page", type=Path, nargs="?", default=ROOT / "docs" / "noise.md")
+    options = parser.parse_args(argv)
+    text = update(options.page.read_text(), Measured(options.results))
+    options.page.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

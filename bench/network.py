@@ -1,0 +1,98 @@
+"""Suite ``network``: a whole training step of a small policy network, and what it is made of.
+
+MLP 64-256-256-10 (tanh), 1024 members in antithetic pairs, one input each, cross entropy. Base is
+the plain forward of the 1024 rows. Views:
+
+step       perturbed.NES: new noise, forward, loss, centred ranks, estimate, Adam
+forward    new noise and the perturbed forward
+update     the estimate of all parameters
+optimizer  centred ranks and Adam, the same for all families
+
+bench/peers.py has the others: a short program in plain torch, and EvoX and EvoTorch where they are
+installed (pip install "perturbed[bench-peers]").
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import nn
+
+from bench import ours, peers
+from bench.common import Options, Result, Row, assert_close, measure, rtol
+from perturbed import NES
+from perturbed.noise import NoiseFamily
+from perturbed.optim.shaping import centered_rank
+
+WIDTHS = (64, 256, 256, 10)
+MEMBERS = 1024
+LR = 1e-3
+VIEWS = ("step", "forward", "update", "optimizer")
+
+
+def mlp(widths: tuple[int, ...], device: torch.device) -> nn.Sequential:
+    """Linear layers with tanh between them."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(widths):
+        layers += [nn.Linear(inputs, outputs, device=device), nn.Tanh()]
+    return nn.Sequential(*layers[:-1])
+
+
+class Trainer(ours.Population):
+    """A population that trains with the package's own NES."""
+
+    def __init__(self, net: nn.Module, noise: NoiseFamily, task: peers.Task) -> None:
+        super().__init__(net, noise, task.directions, task.x, task.weights)
+        self.task = task
+        # One pass over each parameter, where a loop of torch operations costs more than the rest.
+        self.adam = torch.optim.Adam(self.net.parameters(), LR, fused=True)
+        self.nes = NES(self.model, self.adam)
+
+    def step(self) -> None:
+        self.nes.step(lambda: self.task.loss(self.model(self.x)))
+
+    def optimizer(self) -> None:
+        centered_rank(self.task.losses)
+        self.adam.step()
+
+    def check(self) -> None:
+        super().check()
+        before = [p.clone() for p in self.net.parameters()]
+        self.step()
+        for parameter, old in zip(self.net.parameters(), before, strict=True):
+            # Adam's first step moves every element with a gradient by the learning rate.
+            moved = (parameter - old).abs()
+            if not (moved > LR / 2).any() or not (moved < 2 * LR).all():
+                raise AssertionError(
+                    f"{self.noise!r}: Adam moved by {moved.min()} to {moved.max()}"
+                )
+
+
+@torch.no_grad()
+def run(
+    options: Options, members: int = MEMBERS, widths: tuple[int, ...] = WIDTHS
+) -> tuple[list[Result], list[str]]:
+    """Runs the suite; returns its results, and remarks."""
+    net = mlp(widths, options.device)
+    task = peers.Task.random(members, widths[0], widths[-1], options.device)
+    expected = net(task.x)
+    case = f"{'-'.join(map(str, widths))}, {members} members, antithetic"
+    families = ours.families(options.full)
+    results: list[Result] = []
+    notes: list[str] = []
+    for view in options.chosen(VIEWS):
+        options.progress(f"network, {view}: {case}")
+        check = lambda: assert_close(net(task.x), expected, "Base", rtol(expected))  # noqa: E731
+        rows = [Row("Base", lambda: net(task.x), check, 0)]
+        if view == "optimizer":
+            trainer = Trainer(net, families[0], task)
+            rows.append(Row("centred ranks, Adam", trainer.optimizer, trainer.check, 0))
+        else:
+            rows += [Trainer(net, noise, task).row(view) for noise in families]
+        if view in ("step", "forward"):
+            others, remarks = peers.rows(view, net, task)
+            rows += others
+            notes += [remark for remark in remarks if remark not in notes]
+        results += measure("network", view, case, rows, options.device, options.seconds)
+    return results, notes
