@@ -273,6 +273,27 @@ def test_frozen_parameters_have_no_noise(kind):
     same(pm(short), pm(short.full()))
 
 
+@torch.no_grad()
+def test_one_row_stands_for_all():
+    """Embedded positions, (1, T, n), in a forward of B rows."""
+
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = PerturbedLayerNorm(6, D, dtype=torch.float64)
+            self.register_buffer("positions", torch.randn(1, 5, 6).double())
+
+        def forward(self, x):
+            return x + self.norm(self.positions)
+
+    pm = PerturbedModel(Positions(), D, sigma=SIGMA)
+    pm.set_noise()
+    x = torch.randn(2 * D, 5, 6).double()
+    y = pm(x)
+    for b in range(2 * D):
+        same(pm.member(b % D, 1 if b < D else -1)(x[b : b + 1])[0], y[b])
+
+
 # ---- batch statistics --------------------------------------------------------------------------
 
 

@@ -32,23 +32,25 @@ class VectorLayer(PerturbedLayer):
     def allocate(self) -> None:
         """Hold nothing."""
 
-    def enter_rows(self, input: Tensor, dims: int, shape: str) -> tuple[Tensor, Replicated | None]:
+    def enter_rows(
+        self, input: Tensor, dims: int, shape: str
+    ) -> tuple[Tensor, Replicated | None, int]:
         """Check an input of at least ``dims`` dimensions; see :meth:`PerturbedLayer.enter`.
 
-        Replicates whose copies are not the signs, which only a caller's own can be, come in full.
+        Returns:
+            The rows to work on, the Replicated they came from if they are its N rows, and S.
         """
         check_float(input)
         if input.dim() < dims:
-            raise ValueError(f"input must be {shape} with B = R * D rows, got {tuple(input.shape)}")
+            raise ValueError(
+                f"input must be {shape} with B = R * D rows, got {tuple(input.shape)}"
+            )
         rows, short = self.enter(input)
-        if short is not None and short.copies != self.count_signs(input):
-            return short.full(), None
-        return rows, short
-
-    def count_signs(self, input: Tensor) -> int:
-        """Return S of a batch."""
-        state = self.site.state
-        return 2 if state.is_antithetic(input.shape[0] // state.directions) else 1
+        state, batch = self.site.state, (rows if short is None else short).shape[0]
+        signs = 2 if state.is_antithetic(batch // state.directions) else 1
+        if short is not None and short.copies != signs:  # made by the caller
+            return short.full(), None, signs
+        return rows, short, signs
 
     def scale_and_shift(
         self, normal: Tensor, short: Replicated | None, shape: Sequence[int], signs: int
@@ -233,8 +235,8 @@ class PerturbedAffine(VectorLayer, Affine):
         if not self.is_perturbed:
             return Affine.forward(self, input)
         sizes = self.normalized_shape
-        rows, short = self.enter_rows(input, len(sizes) + 1, f"(B, *, {sizes})")
+        rows, short, signs = self.enter_rows(input, len(sizes) + 1, f"(B, *, {sizes})")
         self.check_input(input.shape[1:])
         # As torch promotes x * weight.
         rows = rows.to(torch.promote_types(rows.dtype, self.weight.dtype))
-        return self.scale_and_shift(rows, short, sizes, self.count_signs(input))
+        return self.scale_and_shift(rows, short, sizes, signs)

@@ -67,9 +67,9 @@ class PerturbedLayerNorm(VectorLayer, nn.LayerNorm):
         sizes = self.normalized_shape
         if not self.is_perturbed:
             return F.layer_norm(input, sizes, self.weight, self.bias, self.eps)
-        rows, short = self.enter_rows(input, len(sizes) + 1, f"(B, *, {tuple(sizes)})")
+        rows, short, signs = self.enter_rows(input, len(sizes) + 1, f"(B, *, {tuple(sizes)})")
         normal = F.layer_norm(rows, sizes, eps=self.eps)
-        return self.scale_and_shift(normal, short, sizes, self.count_signs(input))
+        return self.scale_and_shift(normal, short, sizes, signs)
 
 
 class PerturbedRMSNorm(VectorLayer, nn.RMSNorm):
@@ -126,9 +126,9 @@ class PerturbedRMSNorm(VectorLayer, nn.RMSNorm):
         sizes = self.normalized_shape
         if not self.is_perturbed:
             return F.rms_norm(input, sizes, self.weight, self.eps)
-        rows, short = self.enter_rows(input, len(sizes) + 1, f"(B, *, {tuple(sizes)})")
+        rows, short, signs = self.enter_rows(input, len(sizes) + 1, f"(B, *, {tuple(sizes)})")
         normal = F.rms_norm(rows, sizes, eps=self.eps)
-        return self.scale_and_shift(normal, short, sizes, self.count_signs(input))
+        return self.scale_and_shift(normal, short, sizes, signs)
 
 
 class PerturbedGroupNorm(VectorLayer, nn.GroupNorm):
@@ -181,10 +181,10 @@ class PerturbedGroupNorm(VectorLayer, nn.GroupNorm):
         """Apply the layer, perturbed if its model says so."""
         if not self.is_perturbed:
             return F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
-        rows, short = self.enter_rows(input, 2, f"(B, {self.num_channels}, *)")
+        rows, short, signs = self.enter_rows(input, 2, f"(B, {self.num_channels}, *)")
         shape = channel_shape(input, self.num_channels)
         normal = F.group_norm(rows, self.num_groups, eps=self.eps)
-        return self.scale_and_shift(normal, short, shape, self.count_signs(input))
+        return self.scale_and_shift(normal, short, shape, signs)
 
 
 class PerturbedBatchNorm(VectorLayer, nn.modules.batchnorm._BatchNorm):
@@ -211,8 +211,8 @@ class PerturbedBatchNorm(VectorLayer, nn.modules.batchnorm._BatchNorm):
         if not self.is_perturbed:
             return super().forward(input)
         self._check_input_dim(input)
-        rows, short = self.enter_rows(input, 2, f"(B, {self.num_features}, *)")
-        shape, signs = channel_shape(input, self.num_features), self.count_signs(input)
+        rows, short, signs = self.enter_rows(input, 2, f"(B, {self.num_features}, *)")
+        shape = channel_shape(input, self.num_features)
         if self.training or self.running_mean is None:
             normal = self._by_member(rows, short, signs)
         else:
