@@ -235,6 +235,19 @@ def check_gradients(name, arguments, inputs):
     torch.testing.assert_close(got, expected)
 
 
+def check_empty(name, arguments, inputs):
+    """An operator that has nothing to do gives what its twin gives, and so does its derivative."""
+    check_bits(name, arguments)
+    arguments = arguments | {n: arguments[n].clone().requires_grad_() for n in inputs}
+    values = [arguments[n] for n in inputs]
+    got, expected = (
+        torch.autograd.grad(function(**arguments).sum(), values, materialize_grads=True)
+        for function in (getattr(_ops, name), twin(name))
+    )
+    for gradient, other in zip(got, expected, strict=True):
+        assert_bitwise_equal(gradient, other)
+
+
 def check_refuses_gradients(name, arguments, argument):
     arguments = arguments | {argument: arguments[argument].clone().requires_grad_() * 1.0}
     with pytest.raises(RuntimeError, match=rf"perturbed::{name} is not differentiable"):

@@ -50,6 +50,13 @@ inline void check_contiguous(const char* op, const char* name, const Tensor& ten
   PT_CHECK(tensor.is_contiguous(), op, name, " must be contiguous; call .contiguous()");
 }
 
+// Rows of a [.., .., n] tensor, which may lie anywhere; an empty tensor has no rows to lie wrongly,
+// and .contiguous() would leave its strides alone.
+inline void check_contiguous_rows(const char* op, const char* name, const Tensor& tensor) {
+  PT_CHECK(tensor.size(2) <= 1 || tensor.numel() == 0 || tensor.stride(2) == 1, op, name,
+           " must be contiguous in its last dimension; call .contiguous()");
+}
+
 inline void check_key(const char* op, const Tensor& key, const Tensor& on) {
   PT_CHECK(key.dim() == 1 && key.size(0) == 3, op, "key must have shape (3,), got ",
            shape_string(key));

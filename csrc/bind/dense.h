@@ -60,8 +60,7 @@ inline DenseLinearSizes check_linear_rows(const char* op, const Tensor& y, const
   PT_CHECK(!antithetic || s.repeats % 2 == 0, op,
            "antithetic needs an even number of repeats, got ", s.repeats);
   PT_CHECK(x.size(1) == s.tokens, op, "x must have y's ", s.tokens, " tokens, got ", x.size(1));
-  PT_CHECK(s.in <= 1 || x.stride(2) == 1, op,
-           "x must be contiguous in its last dimension; call .contiguous()");
+  check_contiguous_rows(op, "x", x);
   s.x_row_stride = x.stride(0);
   s.x_token_stride = x.stride(1);
   return s;

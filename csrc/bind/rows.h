@@ -71,8 +71,7 @@ inline MoveSizes check_move(const char* op, const Tensor& x, const Tensor& key, 
   s.in = x.size(2);
   s.shared = shared;
   s.antithetic = antithetic;
-  PT_CHECK(s.in <= 1 || x.stride(2) == 1, op,
-           "x must be contiguous in its last dimension; call .contiguous()");
+  check_contiguous_rows(op, "x", x);
   s.x_row_stride = x.stride(0);
   s.x_token_stride = x.stride(1);
   return s;
@@ -102,8 +101,7 @@ inline AddSizes check_add(const char* op, const Tensor& y, const Tensor& z, cons
       op, "z must have a multiple of directions = ", directions, " rows that divides y's ", s.rows,
       ", got ", s.sources);
   PT_CHECK(z.size(1) == s.tokens, op, "z must have y's ", s.tokens, " tokens, got ", z.size(1));
-  PT_CHECK(s.in <= 1 || z.stride(2) == 1, op,
-           "z must be contiguous in its last dimension; call .contiguous()");
+  check_contiguous_rows(op, "z", z);
   s.z_row_stride = z.stride(0);
   s.z_token_stride = z.stride(1);
   return s;

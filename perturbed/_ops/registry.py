@@ -43,4 +43,5 @@ def fold_rows(grad: Tensor, rows: int) -> Tensor:
 
 def fold_shared(grad: Tensor, rows: int) -> Tensor:
     """Sum (R, D, T, n) gradients over all that read each of the N shared rows, (N, T, n)."""
-    return grad.unflatten(0, (-1, rows)).sum((0, 2))
+    copies = grad.shape[0] // rows if rows else 0  # with 0 rows, -1 would leave it to guess
+    return grad.unflatten(0, (copies, rows)).sum((0, 2))

@@ -36,9 +36,19 @@ def permutation(
             low = low ^ hashed(high, round_ + 1, low_bits)
         return high << low_bits | low
 
-    value = encrypt(torch.arange(count, device=key.device).expand(directions, count))
+    start = torch.arange(count, device=key.device).expand(directions, count)
+    if bits > _MIN_BITS:
+        step = encrypt
+    else:  # small sizes walk far: look their steps up
+        whole = torch.arange(1 << bits, device=key.device).expand(directions, -1)
+        table = encrypt(whole)
+
+        def step(value: Tensor) -> Tensor:
+            return table.gather(1, value)
+
+    value = step(start)
     while bool((value >= size).any()):
-        value = torch.where(value >= size, encrypt(value), value)
+        value = torch.where(value >= size, step(value), value)
     return value
 
 
@@ -189,15 +199,16 @@ def permuted_estimate(
     """
     (out, cols), (q, p), acc = grad.shape, base.shape, accumulator(grad.dtype)
 
-    def entries(stream: int, d: int, size: int, count: int) -> Tensor:
+    def entries(stream: int, first: int, number: int, size: int, count: int) -> Tensor:
         if stream < 0:
-            return torch.arange(count, device=grad.device)
-        return permutation(key, stream, d, 1, size, count)[0]
+            return torch.arange(count, device=grad.device).expand(number, count)
+        return permutation(key, stream, first, number, size, count)
 
     total = torch.zeros(out, cols, dtype=acc, device=grad.device)
-    for d, w in enumerate(weights.to(acc)):
-        rows = entries(out_stream, d, out, out)
-        here = (rows < q).nonzero().flatten()
-        columns = entries(in_stream, d, cols, p)
-        total[here[:, None], columns] += w * base[rows[here]].to(acc)
+    for first, number in chunks(weights.shape[0], out + cols):
+        each_row = entries(out_stream, first, number, out, out)
+        each_column = entries(in_stream, first, number, cols, p)
+        for w, rows, columns in zip(weights[first:], each_row, each_column, strict=False):
+            here = (rows < q).nonzero().flatten()
+            total[here[:, None], columns] += w.to(acc) * base[rows[here]].to(acc)
     return (grad.to(acc) + total if accumulate else total).to(grad.dtype)
