@@ -10,6 +10,7 @@ from zoo import KINDS, D, OwnForward, Tied, mlp
 
 import perturbed
 from perturbed import Dense, PerturbedLinear, PerturbedModel
+from perturbed.nn.twins import TWINS
 from perturbed.testing import assert_bitwise_equal
 
 each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
@@ -61,6 +62,26 @@ def test_hooks_flags_and_holders_survive():
     assert not net[2].weight.requires_grad
     assert holder is net[0]
     assert optimizer.param_groups[0]["params"][0] is net[0].weight
+
+
+def test_what_a_layer_was_it_becomes_again(monkeypatch):
+    """A registered subclass, and a class that is named and never imported."""
+
+    class Named(nn.Linear):
+        pass
+
+    net = nn.Sequential(nn.Linear(6, 6), OwnForward(6, 6), Named(6, 3), PerturbedLinear(3, 3, D))
+    monkeypatch.setitem(TWINS, OwnForward, PerturbedLinear)
+    monkeypatch.setitem(TWINS, "test_nn_convert.*.Named", PerturbedLinear)
+    perturbed.convert(net, D)
+    assert [type(m) for m in net] == [PerturbedLinear] * 4
+    clone = copy.deepcopy(net)
+    for model in (net, clone):
+        perturbed.revert(model)
+        assert [type(m) for m in model] == [nn.Linear, OwnForward, Named, nn.Linear]
+        assert not {"noise", "directions", "sites", "original_class"} & {
+            name for m in model for name in m.__dict__
+        }
 
 
 def test_ties_survive():
@@ -130,13 +151,12 @@ def test_own_perturbed_layers_keep_their_class():
     "make",
     [
         lambda: OwnForward(6, 6),
-        lambda: nn.MultiheadAttention(6, 2).out_proj,
         lambda: parametrizations.weight_norm(nn.Linear(6, 6)),
         lambda: prune.l1_unstructured(nn.Linear(6, 6), "weight", amount=0.5),
         lambda: torch.ao.nn.qat.Linear(6, 6, qconfig=torch.ao.quantization.default_qconfig),
         lambda: nn.Bilinear(6, 6, 6),
     ],
-    ids=["subclass", "attention", "weight_norm", "pruned", "qat", "bilinear"],
+    ids=["subclass", "weight_norm", "pruned", "qat", "bilinear"],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_layers_that_compute_something_else_are_left_alone(make):
@@ -192,7 +212,11 @@ def test_lazy_layers_are_refused_until_they_have_weights():
         ((mlp(), 2.0), TypeError, "directions must be an int"),
         ((mlp(), D, "dense"), TypeError, "noise must be a noise family"),
         ((mlp(), D, Dense), TypeError, "noise must be a noise family"),
-        ((nn.Sequential(nn.Tanh()), D), ValueError, r"no layer that can be perturbed: Sequential \(no"),
+        (
+            (nn.Sequential(nn.Tanh()), D),
+            ValueError,
+            r"no layer that can be perturbed: Sequential \(no",
+        ),
     ],
     ids=["none", "class", "zero", "float", "text", "family_class", "nothing"],
 )

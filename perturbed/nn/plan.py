@@ -12,7 +12,7 @@ from ..noise import NoiseFamily
 from ..noise.state import check_directions
 from .base import PerturbedLayer
 from .select import Chooser, NoiseChoice, Selector, Tree
-from .survey import Survey, own_parameters, slot_parameters
+from .survey import Survey, count_fresh, own_parameters, slot_parameters
 from .twins import is_quantised
 
 # What the kernels compute with.
@@ -103,11 +103,10 @@ class Plan:
 
     def _find_missed(self, left_out: set[int], noisy: set[int]) -> list[tuple[nn.Module, int]]:
         found = []
+        seen = set(noisy)
         for key, (_, module) in self.tree.modules.items():
             parameters = {} if key in left_out else own_parameters(module)
-            count = sum(
-                p.numel() for p in parameters.values() if p.requires_grad and id(p) not in noisy
-            )
+            count = count_fresh((p for p in parameters.values() if p.requires_grad), seen)
             if count > 0:
                 found.append((module, count))
         return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -10,7 +10,7 @@ from torch import nn
 from ..noise import NoiseFamily
 from .base import PerturbedLayer
 from .select import Tree
-from .survey import Survey, own_parameters, slot_parameters
+from .survey import Survey, count_fresh, own_parameters, slot_parameters
 
 NOT_CONVERTED = "left out of the conversion, or joined later"
 NOT_IN_SLOTS = "its layer gives it none"
@@ -106,13 +106,6 @@ def conversion_report(model: nn.Module) -> ConversionReport:
             count = count_fresh(rest.values(), seen)
             unperturbed.append(ReportEntry(*about, tuple(rest), count, None, why))
     return ConversionReport(tuple(converted), tuple(unperturbed))
-
-
-def count_fresh(parameters: Iterable[nn.Parameter], seen: set[int]) -> int:
-    """Count the elements of parameters that are not in ``seen``, ids, and add them to it."""
-    fresh = {id(p): p for p in parameters if id(p) not in seen}
-    seen.update(fresh)
-    return sum(p.numel() for p in fresh.values())
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:

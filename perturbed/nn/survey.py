@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from torch import nn
 
@@ -129,6 +129,13 @@ def slot_parameters(layer: PerturbedLayer) -> dict[str, nn.Parameter]:
     """Return the parameters that a layer can perturb, frozen ones too."""
     own = own_parameters(layer)
     return {name: own[name] for name in slot_names(layer) if name in own}
+
+
+def count_fresh(parameters: Iterable[nn.Parameter], seen: set[int]) -> int:
+    """Count the elements of parameters that are not in ``seen``, ids, and add them to it."""
+    fresh = {id(p): p for p in parameters if id(p) not in seen}
+    seen.update(fresh)
+    return sum(p.numel() for p in fresh.values())
 
 
 def as_twin(module: nn.Module, twin: type[PerturbedLayer]) -> PerturbedLayer:
