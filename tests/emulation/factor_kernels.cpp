@@ -352,6 +352,7 @@ void estimate(Kind kind) {
       {2, 7, 7, 33, true},    {6, 37, 1, 70, false},  {9, 64, 9, 41, true},
       {17, 8, 3, 257, false}, {130, 19, 5, 40, true},  // past one tile of rows
       {5, 33, 11, 600, true},                          // past two tiles of directions
+      {6, 31, 24, 12, true},                           // whole runs of entries
       {700, 9, 2, 3, false},                           // more tiles of rows than the grid holds
   };
   for (const EstimateCase& c : cases) {
