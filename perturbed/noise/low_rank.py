@@ -22,8 +22,8 @@ from .base import (
 from .state import as_int
 
 # Rows that all members share from which a matrix product with drawn factors is at least as fast as
-# the kernel's dot products: it reads each factor once for all rows.
-GEMM_ROWS = 64
+# the kernel's dot products, which on a GPU draw the factors again for every four rows.
+GEMM_ROWS = {"cpu": 64, "cuda": 5}
 
 
 class LowRank(NoiseFamily):
@@ -79,7 +79,7 @@ class LowRank(NoiseFamily):
         state = site.state
         key, sigma = state.tensors(y.device)
         a_stream, b_stream = site.stream(STREAM_FACTOR_A), site.stream(STREAM_FACTOR_B)
-        if shared and x.shape[0] * x.shape[1] >= GEMM_ROWS:
+        if shared and x.shape[0] * x.shape[1] >= GEMM_ROWS.get(x.device.type, 64):
             x, b_stream = self._project(x, site), -1
         antithetic = state.is_antithetic(y.shape[0] // state.directions)
         arguments = (
