@@ -32,6 +32,12 @@ STABLE_TORCH_LIBRARY(perturbed, m) {
       "dense_materialise(Tensor key, int stream, int first, int count, int rows, int cols, "
       "bool rademacher, ScalarType dtype) -> Tensor");
 
+  // Row index[b, t] of E_d without sigma, d = b % D: [B, T, cols]. index: [B, T] int64 contiguous, from
+  // 0 to rows - 1, which a CPU checks and a GPU does not.
+  m.def(
+      "dense_lookup(Tensor index, Tensor key, int stream, int directions, int rows, int cols, "
+      "bool rademacher, ScalarType dtype) -> Tensor");
+
   // ---- low rank: E_d = A_d^T B_d / sqrt(rank), A_d: [rank, m], B_d: [rank, n] ---------------------
 
   // y[b, t] += s_b * sigma * (E_d x[b, t] + e_d); y, x and its shared form as in dense_linear_. With

@@ -116,6 +116,21 @@ class PerturbedModel(nn.Module):
         self._refuse_other_users(set(owner))
         for layer, ids in places:
             layer.attach(self.state, ids)
+        self._fix_rows([layer for layer, _ in places])
+
+    @staticmethod
+    def _fix_rows(layers: list[PerturbedLayer]) -> None:
+        """Leave a row of a weight without noise where all layers that use it do."""
+        sites = [
+            (site, id(layer._parameters[name]), layer.fixed_row(name))
+            for layer in layers
+            for site, (name, _) in zip(layer.sites, layer.slots(), strict=True)
+        ]
+        agreed: dict[int, int | None] = {}
+        for _, parameter, row in sites:
+            agreed[parameter] = row if agreed.get(parameter, row) == row else None
+        for site, parameter, _ in sites:
+            site.fixed_row = agreed[parameter]
 
     def _refuse_other_users(self, perturbed: set[int]) -> None:
         """Raise ValueError if a module without noise uses a perturbed parameter too.

@@ -20,6 +20,8 @@ GROUPS = [
     ("dense_kernels", "linear-sign"),
     ("dense_kernels", "estimate-normal"),
     ("dense_kernels", "estimate-sign"),
+    ("lookup_kernels", "normal"),
+    ("lookup_kernels", "sign"),
     ("factor_kernels", "low-rank-normal"),
     ("factor_kernels", "low-rank-sign"),
     ("factor_kernels", "sparse-normal"),

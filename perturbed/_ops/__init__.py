@@ -5,6 +5,7 @@ One file per noise family. No arithmetic lives here: schemas are in ``csrc/schem
 """
 
 from .dense import dense_estimate_, dense_linear, dense_linear_, dense_materialise
+from .lookup import dense_lookup
 from .low_rank import low_rank_linear, low_rank_linear_
 from .selection import (
     permuted_estimate_,
@@ -21,6 +22,7 @@ __all__ = [
     "dense_estimate_",
     "dense_linear",
     "dense_linear_",
+    "dense_lookup",
     "dense_materialise",
     "flip",
     "flip_add",

@@ -3,6 +3,7 @@
 from .affine import Affine, PerturbedAffine
 from .base import PerturbedLayer
 from .convert import convert, revert
+from .embedding import PerturbedEmbedding
 from .linear import (
     LowRankLinear,
     PermutedLinear,
@@ -30,6 +31,7 @@ __all__ = [
     "PerturbedBatchNorm1d",
     "PerturbedBatchNorm2d",
     "PerturbedBatchNorm3d",
+    "PerturbedEmbedding",
     "PerturbedGroupNorm",
     "PerturbedLayer",
     "PerturbedLayerNorm",

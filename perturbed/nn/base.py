@@ -58,6 +58,13 @@ class PerturbedLayer(nn.Module):
         """Return the layer's weights with their biases; each slot has an id in the contract."""
         return [("weight", "bias")]
 
+    def fixed_row(self, name: str) -> int | None:
+        """Return a row of a weight that has no noise for all that this layer needs, if any.
+
+        Where all layers that use the weight agree, their ``site.fixed_row`` says so.
+        """
+        return None
+
     @classmethod
     def layer_family(cls, noise: NoiseFamily) -> NoiseFamily:
         """Return the family that this kind of layer uses where ``noise`` is asked for."""

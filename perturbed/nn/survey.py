@@ -6,6 +6,7 @@ import copy
 from collections.abc import Collection, Iterable, Iterator
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .base import PerturbedLayer
 from .select import Tree
@@ -33,7 +34,10 @@ class Survey:
         self.trials: dict[int, PerturbedLayer] = {}
         self.why: dict[int, str] = {}
         for key, (_, module) in tree.modules.items():
-            if isinstance(module, PerturbedLayer) or not own_parameters(module):
+            # Without parameters too, batch statistics would mix the members.
+            if isinstance(module, PerturbedLayer) or not (
+                own_parameters(module) or isinstance(module, _BatchNorm)
+            ):
                 continue
             self._look_at(module, key in left_out)
         self._keep_readers_whole()

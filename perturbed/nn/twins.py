@@ -8,6 +8,7 @@ from torch import nn
 
 from .affine import Affine, PerturbedAffine
 from .base import PerturbedLayer
+from .embedding import PerturbedEmbedding
 from .linear import PerturbedLinear
 from .norm import (
     PerturbedBatchNorm1d,
@@ -23,6 +24,7 @@ from .norm import (
 # pattern (fnmatch) of "module.QualifiedName". Classes go before strings, then the first match.
 TWINS: dict[type[nn.Module] | str, type[PerturbedLayer]] = {
     nn.Linear: PerturbedLinear,
+    nn.Embedding: PerturbedEmbedding,
     Affine: PerturbedAffine,
     nn.LayerNorm: PerturbedLayerNorm,
     nn.RMSNorm: PerturbedRMSNorm,

@@ -49,11 +49,13 @@ class LayerNoise:
         state: the draw.
         weight: counter word of the weight's noise, -1 if the weight is not perturbed.
         bias: the same of the bias.
+        fixed_row: a row of the weight that has no noise, such as an embedding's padding.
     """
 
     state: NoiseState
     weight: int = -1
     bias: int = -1
+    fixed_row: int | None = None
 
     def stream(self, stream: int) -> int:
         """Counter word of another tensor of the weight's noise."""
@@ -155,6 +157,43 @@ class NoiseFamily(ABC):
     ) -> Tensor:
         """:meth:`materialise` of the weight."""
 
+    # ---- rows of weights -----------------------------------------------------------------------
+
+    def lookup(self, index: Tensor, site: LayerNoise, rows: int, cols: int, like: Tensor) -> Tensor:
+        """Return the rows ``index[b, t]`` of E_d without sigma, d = b % D: (B, T, cols).
+
+        Args:
+            index: (B, T) int64, from 0 to ``rows - 1``.
+            site: the layer's noise; its weight is perturbed.
+            rows: of the weight.
+            cols: of the weight.
+            like: a tensor of the result's dtype and device.
+        """
+        directions, size = site.state.directions, self.lookup_elements(rows, cols)
+        each = per_scratch(index.device, size * like.element_size())
+        by_direction = index.view(index.shape[0] // directions, directions, index.shape[1])
+        parts = [
+            self.lookup_directions(part, site, first, rows, cols, like)
+            for first, part in zip(
+                range(0, directions, each), by_direction.split(each, 1), strict=True
+            )
+        ]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).flatten(0, 1)
+
+    def lookup_elements(self, rows: int, cols: int) -> int:
+        """Numbers that :meth:`lookup_directions` makes for a direction, besides its result."""
+        return rows * cols
+
+    def lookup_directions(
+        self, index: Tensor, site: LayerNoise, first: int, rows: int, cols: int, like: Tensor
+    ) -> Tensor:
+        """:meth:`lookup` of the directions from ``first`` on: (R, count, T) -> (R, count, T, cols).
+
+        Every E_d is materialised; families that can do with less do so.
+        """
+        noise = self.materialise_weight(site, first, index.shape[1], rows, cols, like)
+        return rows_of(noise, index)
+
     # ---- of vectors ----------------------------------------------------------------------------
 
     def add_bias(self, y: Tensor, site: LayerNoise) -> Tensor:
@@ -231,6 +270,17 @@ def repeat_signs(y: Tensor, directions: int, antithetic: bool) -> Tensor:
     if antithetic:
         signs[repeats // 2 :] = -1
     return signs
+
+
+def rows_of(matrices: Tensor, index: Tensor) -> Tensor:
+    """Return rows of every direction's own matrix, (R, count, T, n).
+
+    Args:
+        matrices: (count, rows, n).
+        index: (R, count, T).
+    """
+    direction = torch.arange(index.shape[1], device=index.device)[:, None]
+    return matrices[direction, index]
 
 
 def assign_total(grad: Tensor, total: Tensor, accumulate: bool) -> None:

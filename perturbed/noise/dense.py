@@ -23,6 +23,7 @@ from .base import (
     needs_grad,
     per_scratch,
     repeat_signs,
+    rows_of,
 )
 
 # From this many rows per direction on, a matrix product from scratch beats the fused kernels.
@@ -128,6 +129,19 @@ class Dense(NoiseFamily):
         key, _ = site.state.tensors(like.device)
         return _ops.dense_materialise(
             key, site.weight, first, count, rows, cols, self.rademacher, like.dtype
+        )
+
+    def lookup(self, index: Tensor, site: LayerNoise, rows: int, cols: int, like: Tensor) -> Tensor:
+        """See :meth:`NoiseFamily.lookup`; draws the rows that are asked for and no others."""
+        directions = site.state.directions
+        held = site.state.held.get(site.weight)
+        if held is not None:
+            by_direction = index.view(index.shape[0] // directions, directions, index.shape[1])
+            return rows_of(held, by_direction).to(like.dtype).flatten(0, 1)
+        key, _ = site.state.tensors(index.device)
+        index, rademacher = index.contiguous(), self.rademacher
+        return _ops.dense_lookup(
+            index, key, site.weight, directions, rows, cols, rademacher, like.dtype
         )
 
     def allocate(self, weight: Tensor, site: LayerNoise) -> None:

@@ -17,6 +17,7 @@ from .base import (
     check_option,
     needs_grad,
     per_scratch,
+    rows_of,
     wide_like,
 )
 from .state import as_int
@@ -149,3 +150,19 @@ class LowRank(NoiseFamily):
         a = self._factor(site, STREAM_FACTOR_A, first, count, rows, wide)
         b = self._factor(site, STREAM_FACTOR_B, first, count, cols, wide)
         return (a.mT @ b).mul_(self.rank**-0.5).to(like.dtype)
+
+    # ---- rows of weights -----------------------------------------------------------------------
+
+    def lookup_elements(self, rows: int, cols: int) -> int:
+        """See :meth:`NoiseFamily.lookup_elements`: the factors, not their product."""
+        return self.rank * (rows + cols)
+
+    def lookup_directions(
+        self, index: Tensor, site: LayerNoise, first: int, rows: int, cols: int, like: Tensor
+    ) -> Tensor:
+        """See :meth:`NoiseFamily.lookup_directions`; columns of A_d times B_d."""
+        count = index.shape[1]
+        wide = like.new_empty((), dtype=wide_like(like))
+        a = self._factor(site, STREAM_FACTOR_A, first, count, rows, wide)
+        b = self._factor(site, STREAM_FACTOR_B, first, count, cols, wide)
+        return (rows_of(a.mT, index) @ b).mul_(self.rank**-0.5).to(like.dtype)

@@ -16,6 +16,7 @@ from .base import (
     needs_grad,
     per_scratch,
     resolve_count,
+    rows_of,
     wide_like,
 )
 from .shared_base import SIDES, SharedBase, add_rows, choose_sides
@@ -254,3 +255,36 @@ class Permuted(SharedBase):
             index = torch.where(inside, index, 0)[..., None].expand(count, rows, cols)
             wide = wide.gather(1, index).masked_fill(~inside[..., None], 0)
         return wide.to(like.dtype).contiguous()
+
+    # ---- rows of weights -----------------------------------------------------------------------
+
+    def lookup_elements(self, rows: int, cols: int) -> int:
+        """See :meth:`NoiseFamily.lookup_elements`: the permutations, int64."""
+        return 2 * (rows + cols)
+
+    def lookup_directions(
+        self, index: Tensor, site: LayerNoise, first: int, rows: int, cols: int, like: Tensor
+    ) -> Tensor:
+        """See :meth:`NoiseFamily.lookup_directions`; rows of N, their elements in other places."""
+        noise = torch.zeros(*index.shape, cols, dtype=like.dtype, device=like.device)
+        if noise.numel() == 0:
+            return noise
+        key, _ = site.state.tensors(like.device)
+        count, (base_rows, base_cols) = index.shape[1], self.base_shape(rows, cols)
+        permute_in, permute_out = self.sides(rows, cols)
+        inside = None
+        if permute_out:
+            stream = site.stream(STREAM_SELECT_OUT)
+            out = _ops.selections(key, stream, first, count, rows, rows, self.allow_repeats)
+            index = rows_of(out[..., None], index).squeeze(3)
+            inside = index < base_rows
+            index = torch.where(inside, index, 0)
+        picked = self.base_rows(index, site, 0, rows, cols, like)
+        picked = picked * (rows * cols / (base_rows * base_cols)) ** 0.5
+        if inside is not None:
+            picked = picked.masked_fill(~inside[..., None], 0)
+        if not permute_in:
+            return picked
+        stream = site.stream(STREAM_SELECT_IN)
+        places = _ops.selections(key, stream, first, count, cols, base_cols, self.allow_repeats)
+        return noise.scatter_add_(3, places[:, None].expand(picked.shape), picked)

@@ -62,6 +62,31 @@ class SharedBase(NoiseFamily):
             return held.to(like.dtype)
         return self._draw(site, rows, cols, like)
 
+    def base_rows(
+        self, index: Tensor, site: LayerNoise, base: int, rows: int, cols: int, like: Tensor
+    ) -> Tensor:
+        """Rows ``index`` of one base matrix for a (rows, cols) weight: (*, base's cols).
+
+        Unless the matrices are held, only these rows are drawn.
+        """
+        held = site.state.held.get(site.stream(STREAM_SHARED))
+        if held is not None:
+            return held[base][index].to(like.dtype)
+        key = site.state.shared_key(like.device)
+        if base > 0:
+            key = key.clone()
+            key[2] = base  # a fill, unlike a new tensor, needs no synchronisation
+        drawn = _ops.dense_lookup(
+            index.reshape(1, -1).contiguous(),
+            key,
+            site.stream(STREAM_SHARED),
+            1,
+            *self.base_shape(rows, cols),
+            self.rademacher,
+            like.dtype,
+        )
+        return drawn.view(*index.shape, drawn.shape[2])
+
     def allocate(self, weight: Tensor, site: LayerNoise) -> None:
         """Hold the base matrices of this draw, if storage is "stored"."""
         if self.storage != "stored" or site.weight < 0:

@@ -14,6 +14,7 @@ from .base import (
     assign_total,
     check_option,
     needs_grad,
+    rows_of,
     wide_like,
 )
 from .shared_base import SIDES, SharedBase, add_rows, choose_sides
@@ -192,4 +193,27 @@ class SignFlip(SharedBase):
             noise *= self._signs(site, False, first, count, cols, like)
         if flip_out:
             noise *= self._signs(site, True, first, count, rows, like).mT
+        return noise
+
+    # ---- rows of weights -----------------------------------------------------------------------
+
+    def lookup_elements(self, rows: int, cols: int) -> int:
+        """See :meth:`NoiseFamily.lookup_elements`: the signs."""
+        return rows + cols
+
+    def lookup_directions(
+        self, index: Tensor, site: LayerNoise, first: int, rows: int, cols: int, like: Tensor
+    ) -> Tensor:
+        """See :meth:`NoiseFamily.lookup_directions`; rows of the base matrices with their signs."""
+        count = index.shape[1]
+        flip_in, flip_out = choose_sides(self.flip, rows, cols)
+        noise = like.new_empty(*index.shape, cols)
+        for g in range(self.bases_used):
+            start = (g - first - site.state.first_direction) % self.bases_used
+            mine = slice(start, None, self.bases_used)
+            noise[:, mine] = self.base_rows(index[:, mine], site, g, rows, cols, like)
+        if flip_in:
+            noise *= self._signs(site, False, first, count, cols, like)
+        if flip_out:
+            noise *= rows_of(self._signs(site, True, first, count, rows, like).mT, index)
         return noise

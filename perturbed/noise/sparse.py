@@ -16,6 +16,7 @@ from .base import (
     check_option,
     needs_grad,
     resolve_count,
+    rows_of,
     wide_like,
 )
 
@@ -130,3 +131,22 @@ class Sparse(NoiseFamily):
             index = columns[:, :, None].expand(values.shape)
             noise.scatter_(1, index, values.mul_((cols / k) ** 0.5))
         return noise.mT.to(like.dtype).contiguous()
+
+    # ---- rows of weights -----------------------------------------------------------------------
+
+    def lookup_directions(
+        self, index: Tensor, site: LayerNoise, first: int, rows: int, cols: int, like: Tensor
+    ) -> Tensor:
+        """See :meth:`NoiseFamily.lookup_directions`; k values a row, the others are 0."""
+        count = index.shape[1]
+        noise = torch.zeros(*index.shape, cols, dtype=like.dtype, device=like.device)
+        if noise.numel() == 0:
+            return noise
+        key, _ = site.state.tensors(like.device)
+        k = self.columns(cols, site.state.directions)
+        values = _ops.dense_materialise(
+            key, site.stream(STREAM_VALUES), first, count, k, rows, self.rademacher, like.dtype
+        )
+        columns = _ops.selections(key, site.stream(STREAM_COLUMNS), first, count, cols, k, False)
+        picked = rows_of(values.mT, index).mul_((cols / k) ** 0.5)
+        return noise.scatter_(3, columns[:, None].expand(picked.shape), picked)

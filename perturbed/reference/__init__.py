@@ -10,8 +10,9 @@ Functions reach the noise through ``noise.dense_materialise``, so that a test th
 name replaces the noise of every family.
 """
 
-from . import dense, low_rank, noise, rows, selection, sign_flip, sparse
+from . import dense, lookup, low_rank, noise, rows, selection, sign_flip, sparse
 from .dense import dense_estimate, dense_linear
+from .lookup import dense_lookup
 from .low_rank import low_rank_linear
 from .noise import box_muller, dense_materialise, philox4x32, splitmix64, words
 from .selection import (
@@ -30,9 +31,11 @@ __all__ = [
     "dense",
     "dense_estimate",
     "dense_linear",
+    "dense_lookup",
     "dense_materialise",
     "flip",
     "flip_add",
+    "lookup",
     "low_rank",
     "low_rank_linear",
     "noise",
