@@ -43,6 +43,13 @@ def capability(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
+@pytest.fixture(params=[c for c in _C.cpu_capabilities() if c != _C.cpu_capability()])
+def other_capability(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set but the one in use, for what other tests run on that one."""
+    with cpu_capability(request.param):
+        yield request.param
+
+
 @pytest.fixture
 def fast_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the reference draw through `dense_materialise` of the device under test.

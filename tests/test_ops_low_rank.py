@@ -92,8 +92,8 @@ def test_linear_matches_plain_torch(case, device, dtype, rademacher, fast_noise)
 @each_distribution
 @each_accumulator
 @each_case
-def test_linear_matches_plain_torch_on_every_capability(
-    capability, case, dtype, rademacher, fast_noise
+def test_linear_matches_plain_torch_on_other_capabilities(
+    other_capability, case, dtype, rademacher, fast_noise
 ):
     check_reference("low_rank_linear", case.arguments(dtype, rademacher))
 

@@ -142,7 +142,7 @@ ESTIMATES = [
     (100, 65, 100, 1, 100),
     (300, 5, 257, 5, 257),
     (7, 257, 64, 256, 63),
-    (3, 2, 70_000, 2, 70_000),
+    (2, 2, 70_000, 2, 70_000),
     (9, 5, 6, 0, 0),
 ]
 each_estimate = pytest.mark.parametrize("sizes", ESTIMATES, ids=lambda s: "-".join(map(str, s)))
@@ -203,32 +203,31 @@ def test_selection_sum_gives_the_bits_of_plain_torch(
     check_bits("selection_sum", arguments)
 
 
-@pytest.mark.parametrize("accumulate", [False, True], ids=["set", "add"])
 @each_mode
 @each_dtype
 @each_device
 @each_estimate
-def test_estimate_matches_plain_torch(device, sizes, dtype, mode, accumulate):
-    arguments = estimate_arguments(sizes, mode, dtype, accumulate, device)
+def test_estimate_matches_plain_torch(device, sizes, dtype, mode):
+    arguments = estimate_arguments(sizes, mode, dtype, device=device)
     check_reference("permuted_estimate_", arguments)
     check_overwrites("permuted_estimate_", arguments)
 
 
 @each_way
 @pytest.mark.parametrize("case", [c for c in SELECTS if c.inputs < 70_000], ids=str)
-def test_select_on_every_capability(capability, case, replace):
+def test_select_on_other_capabilities(other_capability, case, replace):
     check_bits("select", case.arguments(replace=replace))
 
 
 @each_way
 @pytest.mark.parametrize("case", [c for c in ADDS if c.out < 70_000], ids=str)
-def test_select_add_on_every_capability(capability, case, replace):
+def test_select_add_on_other_capabilities(other_capability, case, replace):
     check_bits("select_add", case.arguments(replace=replace))
 
 
 @each_mode
 @pytest.mark.parametrize("sizes", ESTIMATES[:7], ids=lambda s: "-".join(map(str, s)))
-def test_sums_on_every_capability(capability, sizes, mode):
+def test_sums_on_other_capabilities(other_capability, sizes, mode):
     check_reference("permuted_estimate_", estimate_arguments(sizes, mode))
     check_bits("selection_sum", sum_arguments(sizes[0], 0, sizes[2], sizes[2]))
 

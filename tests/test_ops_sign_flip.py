@@ -124,7 +124,7 @@ def test_flip_add_gives_the_bits_of_plain_torch(case, device, dtype):
 
 
 @each_dtype
-def test_every_capability(capability, dtype):
+def test_other_capabilities(other_capability, dtype):
     for case in FLIPS:
         check_bits("flip", case.arguments(dtype))
     for case in ADDS:

@@ -4,6 +4,7 @@ test_ops_dense.py has the dense family's. Permutations: test_noise_selection.py.
 """
 
 import dataclasses
+import inspect
 
 import pytest
 import torch
@@ -18,8 +19,25 @@ from test_ops_sign_flip import AddCase as FlipAddCase
 from test_ops_sparse import COLUMNS, VALUES, SparseCase
 from test_ops_sparse import estimate_arguments as sparse_estimate_arguments
 
-from perturbed import reference
+from perturbed import _ops, reference
 from perturbed.testing import assert_bitwise_equal
+
+
+def operators():
+    names = torch._C._dispatch_get_all_op_names()
+    return sorted(n.removeprefix("perturbed::") for n in names if n.startswith("perturbed::"))
+
+
+@pytest.mark.parametrize("name", operators())
+def test_operator_wrapper_and_twin_take_the_same_arguments(name):
+    """In the order of the schema; `exact` is the only one that a twin has besides."""
+    arguments = [a.name for a in getattr(torch.ops.perturbed, name).default._schema.arguments]
+    assert list(inspect.signature(getattr(_ops, name)).parameters) == arguments
+    twin = inspect.signature(getattr(reference, name.removesuffix("_"))).parameters
+    by_position = [n for n, p in twin.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert by_position == arguments
+    assert set(twin) - set(by_position) <= {"exact"}
+    assert {*_ops.__all__} == set(operators())
 
 
 @each_distribution
