@@ -63,7 +63,16 @@ def assert_independent(agreed, size):
 
 @each_size
 def test_permutations(size):
-    entries = draw(size)
+    check_permutations(draw(size), size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [n for n in SIZES if directions_of(n) < ENTRIES // n])
+def test_more_permutations_of_small_sizes(size):
+    check_permutations(draw(size, directions=ENTRIES // size), size)
+
+
+def check_permutations(entries, size):
     directions = len(entries)
     cells = torch.arange(size) * size
 
