@@ -2,6 +2,13 @@
 
 from .affine import Affine, PerturbedAffine
 from .base import PerturbedLayer
+from .conv import PerturbedConv1d, PerturbedConv2d, PerturbedConv3d
+from .conv_families import LowRankConv2d, PermutedConv2d, SignFlipConv2d
+from .conv_transpose import (
+    PerturbedConvTranspose1d,
+    PerturbedConvTranspose2d,
+    PerturbedConvTranspose3d,
+)
 from .convert import convert, revert
 from .embedding import PerturbedEmbedding
 from .linear import (
@@ -25,18 +32,27 @@ from .twins import register_twin
 __all__ = [
     "Affine",
     "ConversionReport",
+    "LowRankConv2d",
     "LowRankLinear",
+    "PermutedConv2d",
     "PermutedLinear",
     "PerturbedAffine",
     "PerturbedBatchNorm1d",
     "PerturbedBatchNorm2d",
     "PerturbedBatchNorm3d",
+    "PerturbedConv1d",
+    "PerturbedConv2d",
+    "PerturbedConv3d",
+    "PerturbedConvTranspose1d",
+    "PerturbedConvTranspose2d",
+    "PerturbedConvTranspose3d",
     "PerturbedEmbedding",
     "PerturbedGroupNorm",
     "PerturbedLayer",
     "PerturbedLayerNorm",
     "PerturbedLinear",
     "PerturbedRMSNorm",
+    "SignFlipConv2d",
     "SignFlipLinear",
     "SparsePerturbedLinear",
     "conversion_report",

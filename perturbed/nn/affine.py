@@ -42,9 +42,7 @@ class VectorLayer(PerturbedLayer):
         """
         check_float(input)
         if input.dim() < dims:
-            raise ValueError(
-                f"input must be {shape} with B = R * D rows, got {tuple(input.shape)}"
-            )
+            raise ValueError(f"input must be {shape} with B = R * D rows, got {tuple(input.shape)}")
         rows, short = self.enter(input)
         state, batch = self.site.state, (rows if short is None else short).shape[0]
         signs = 2 if state.is_antithetic(batch // state.directions) else 1

@@ -8,6 +8,12 @@ from torch import nn
 
 from .affine import Affine, PerturbedAffine
 from .base import PerturbedLayer
+from .conv import PerturbedConv1d, PerturbedConv2d, PerturbedConv3d
+from .conv_transpose import (
+    PerturbedConvTranspose1d,
+    PerturbedConvTranspose2d,
+    PerturbedConvTranspose3d,
+)
 from .embedding import PerturbedEmbedding
 from .linear import PerturbedLinear
 from .norm import (
@@ -24,6 +30,12 @@ from .norm import (
 # pattern (fnmatch) of "module.QualifiedName". Classes go before strings, then the first match.
 TWINS: dict[type[nn.Module] | str, type[PerturbedLayer]] = {
     nn.Linear: PerturbedLinear,
+    nn.Conv1d: PerturbedConv1d,
+    nn.Conv2d: PerturbedConv2d,
+    nn.Conv3d: PerturbedConv3d,
+    nn.ConvTranspose1d: PerturbedConvTranspose1d,
+    nn.ConvTranspose2d: PerturbedConvTranspose2d,
+    nn.ConvTranspose3d: PerturbedConvTranspose3d,
     nn.Embedding: PerturbedEmbedding,
     Affine: PerturbedAffine,
     nn.LayerNorm: PerturbedLayerNorm,

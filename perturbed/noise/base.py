@@ -5,11 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from .. import _ops
+from .convolution import Convolution, PopulationBatch, convolve_members, spread
+from .scratch import SCRATCH_BYTES as SCRATCH_BYTES
+from .scratch import needs_grad as needs_grad
+from .scratch import per_scratch as per_scratch
+from .scratch import repeat_signs as repeat_signs
+from .scratch import wide_like as wide_like
 from .state import NoiseState, as_int
 
 # Streams of one layer in the noise contract (csrc/noise/counters.h).
@@ -28,10 +35,7 @@ STREAM_VALUES = 10
 DISTRIBUTIONS = ("normal", "rademacher")
 STORAGES = ("regenerate", "stored")
 
-# Noise materialised at once where a matrix product needs it: what stays in the second-level cache
-# of a CPU (up to a quarter faster than 16 MB), and enough to fill a GPU.
-SCRATCH_BYTES = {"cpu": 2 << 20, "cuda": 16 << 20}
-# Factors of an estimate drawn at once. More than the above: every chunk costs a pass over the
+# Factors of an estimate drawn at once. More than SCRATCH_BYTES: every chunk costs a pass over the
 # gradient.
 OUTER_BYTES = 32 << 20
 
@@ -49,12 +53,17 @@ class LayerNoise:
         state: the draw.
         weight: counter word of the weight's noise, -1 if the weight is not perturbed.
         bias: the same of the bias.
+        window: columns of the weight's matrix that belong to one channel, which families that
+            flip or permute channels keep together: the taps of a convolution's kernel.
+        groups: blocks of rows of the matrix, each with channels of its own.
         fixed_row: a row of the weight that has no noise, such as an embedding's padding.
     """
 
     state: NoiseState
     weight: int = -1
     bias: int = -1
+    window: int = 1
+    groups: int = 1
     fixed_row: int | None = None
 
     def stream(self, stream: int) -> int:
@@ -71,9 +80,11 @@ class NoiseFamily(ABC):
 
     Attributes:
         distribution: "normal" or "rademacher", of the random numbers that make ``E_d``.
+        by_channel: whether the columns of a channel share what makes ``E_d`` (class attribute).
     """
 
     distribution: str
+    by_channel: ClassVar[bool] = False
 
     def __eq__(self, other: object) -> bool:
         """Compare class and options."""
@@ -90,8 +101,18 @@ class NoiseFamily(ABC):
 
     # ---- the four things -----------------------------------------------------------------------
 
-    def check(self, rows: int, cols: int, directions: int) -> None:  # noqa: B027 (most take all)
-        """Raise ValueError if a weight of this shape cannot have this noise."""
+    def check(  # noqa: B027 (most take all)
+        self, rows: int, cols: int, directions: int, window: int = 1, groups: int = 1
+    ) -> None:
+        """Raise ValueError if a weight of this shape cannot have this noise.
+
+        Args:
+            rows: of the weight as a matrix.
+            cols: of the weight as a matrix.
+            directions: D.
+            window: columns of a channel, see :class:`LayerNoise`.
+            groups: blocks of rows, see :class:`LayerNoise`.
+        """
 
     @abstractmethod
     def add_linear(self, y: Tensor, x: Tensor, site: LayerNoise, shared: bool) -> Tensor:
@@ -103,6 +124,31 @@ class NoiseFamily(ABC):
             site: the layer's noise.
             shared: whether every member sees the same N rows.
         """
+
+    def convolve(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        site: LayerNoise,
+        conv: Convolution,
+        copies: int,
+    ) -> Tensor:
+        """Return the perturbed convolution of every row, (B, O, *), its base product included.
+
+        Args:
+            x: (B, C, *) contiguous, or (N, C, *) if every member sees the same N rows.
+            weight: (O, C / groups, *kernel) contiguous; (C, O / groups, *kernel) if transposed.
+            bias: (O,) or None.
+            site: the layer's noise.
+            conv: what the convolution does besides its weight.
+            copies: S if every member sees the same rows, B = S * N * D; 0 otherwise.
+        """
+        batch = PopulationBatch.of(x, site.state, copies)
+        if site.weight >= 0:
+            return convolve_members(self, x, weight, bias, site, conv, batch)
+        y = spread(conv(x, weight, bias), batch)
+        return self.add_channel_bias(y, site, batch)
 
     def estimate_(
         self, grad: Tensor, weights: Tensor, site: LayerNoise, stream: int, accumulate: bool
@@ -210,6 +256,24 @@ class NoiseFamily(ABC):
         _ops.dense_linear_(y, x, *arguments)
         return y
 
+    def bias_noise(
+        self, site: LayerNoise, first: int, count: int, size: int, like: Tensor
+    ) -> Tensor:
+        """Return ``sigma e_d`` of ``count`` directions, (count, size), in the dtype of ``like``."""
+        _, sigma = site.state.tensors(like.device)
+        wide = like.new_empty((), dtype=wide_like(like))
+        noise = self.materialise(site, site.bias, first, count, 1, size, wide)
+        return (noise.squeeze(1) * sigma).to(like.dtype)
+
+    def add_channel_bias(self, y: Tensor, site: LayerNoise, batch: PopulationBatch) -> Tensor:
+        """Return ``y + s sigma e_d`` for channels, y (B, O, *); may write into ``y``."""
+        if site.bias < 0 or y.numel() == 0:
+            return y
+        noise = self.bias_noise(site, 0, batch.directions, y.shape[1], y)
+        noise = repeat_signs(y, batch.directions, batch.antithetic)[..., 0] * noise  # (R, D, O)
+        noise = noise.view(*y.shape[:2], *[1] * (y.dim() - 2))
+        return y + noise if needs_grad(y) else y.add_(noise)
+
 
 # ---- options -----------------------------------------------------------------------------------
 
@@ -245,31 +309,11 @@ def resolve_count(name: str, value: int | float, size: int, of: str) -> int:
 # ---- what families share -----------------------------------------------------------------------
 
 
-def needs_grad(*tensors: Tensor) -> bool:
-    """Whether autograd would record an operation on these tensors."""
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-
-
 def matrix_shape(parameter: Tensor) -> tuple[int, int]:
     """A parameter as the noise contract sees it: a vector is a matrix of one row."""
     if parameter.dim() <= 1:
         return 1, parameter.numel()
     return parameter.shape[0], parameter[0].numel() if parameter.shape[0] else 0
-
-
-def per_scratch(device: torch.device, direction_bytes: int) -> int:
-    """Directions whose noise fits in the scratch; one at least."""
-    scratch = SCRATCH_BYTES.get(device.type, SCRATCH_BYTES["cpu"])
-    return max(1, scratch // max(1, direction_bytes))
-
-
-def repeat_signs(y: Tensor, directions: int, antithetic: bool) -> Tensor:
-    """Return s of every repeat, (R, 1, 1, 1), for a batch ``y``."""
-    repeats = y.shape[0] // directions
-    signs = torch.ones(repeats, 1, 1, 1, dtype=y.dtype, device=y.device)
-    if antithetic:
-        signs[repeats // 2 :] = -1
-    return signs
 
 
 def rows_of(matrices: Tensor, index: Tensor) -> Tensor:
@@ -288,11 +332,6 @@ def assign_total(grad: Tensor, total: Tensor, accumulate: bool) -> None:
     grad.copy_(grad + total if accumulate else total)
 
 
-def wide_like(grad: Tensor) -> torch.dtype:
-    """Return the dtype in which an estimate is summed."""
-    return torch.float64 if grad.dtype == torch.float64 else torch.float32
-
-
 def add_outer_products(
     total: Tensor,
     left: Callable[[int, int], Tensor],
@@ -300,19 +339,21 @@ def add_outer_products(
     weights: Tensor,
     rank: int = 1,
     accumulate: bool = False,
+    groups: int = 1,
 ) -> None:
     """Write or add ``sum_d weights[d] left_d^T right_d`` to ``total``, a chunk of d at a time.
 
     Args:
         total: (m, n) in the weights' dtype.
         left: (first, count) -> matrices of these directions, (count, rank, m).
-        right: the same, (count, rank, n).
+        right: the same, (count, rank, groups * n).
         weights: (D,).
         rank: rows of a direction's matrices.
         accumulate: add to what ``total`` holds.
+        groups: blocks of rows of ``total``, each with n columns of its own of ``right``.
     """
     directions = weights.shape[0]
-    bytes_each = rank * sum(total.shape) * total.element_size()
+    bytes_each = rank * (total.shape[0] + groups * total.shape[1]) * total.element_size()
     each = max(1, OUTER_BYTES // max(1, bytes_each))
     for first in range(0, directions, each):
         count = min(each, directions - first)
@@ -320,4 +361,9 @@ def add_outer_products(
         a, b = left(first, count), right(first, count)
         (a if a.shape[2] <= b.shape[2] else b).mul_(weights[first : first + count, None, None])
         beta = 1 if accumulate or first > 0 else 0
-        total.addmm_(a.flatten(0, 1).t(), b.flatten(0, 1), beta=beta)
+        if groups == 1:
+            total.addmm_(a.flatten(0, 1).t(), b.flatten(0, 1), beta=beta)
+        else:
+            of_groups = a.reshape(-1, groups, total.shape[0] // groups).permute(1, 2, 0)
+            b = b.reshape(-1, groups, total.shape[1]).transpose(0, 1)
+            total.view(groups, -1, total.shape[1]).baddbmm_(of_groups, b, beta=beta)

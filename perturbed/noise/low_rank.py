@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -15,11 +17,13 @@ from .base import (
     add_outer_products,
     assign_total,
     check_option,
+    matrix_shape,
     needs_grad,
     per_scratch,
     rows_of,
     wide_like,
 )
+from .convolution import Convolution, PopulationBatch, add_products, sums_are_cheap
 from .state import as_int
 
 # Rows that all members share from which a matrix product with drawn factors is at least as fast as
@@ -65,7 +69,9 @@ class LowRank(NoiseFamily):
         kind = "" if self.distribution == "normal" else f", {self.distribution!r}"
         return f"LowRank({self.rank}{kind})"
 
-    def check(self, rows: int, cols: int, directions: int) -> None:
+    def check(
+        self, rows: int, cols: int, directions: int, window: int = 1, groups: int = 1
+    ) -> None:
         """See :meth:`NoiseFamily.check`."""
         if self.rank > min(rows, cols) > 0:
             raise ValueError(
@@ -112,6 +118,65 @@ class LowRank(NoiseFamily):
         products = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         products = products.view(rows, tokens, directions, self.rank).transpose(1, 2)
         return products.reshape(rows * directions, tokens, self.rank)
+
+    def convolve(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        site: LayerNoise,
+        conv: Convolution,
+        copies: int,
+    ) -> Tensor:
+        """See :meth:`NoiseFamily.convolve`.
+
+        Where sums ``W + s E_d`` do not pay: r planes of B_d beside the base product, and A_d's
+        mixtures of them.
+        """
+        batch = PopulationBatch.of(x, site.state, copies)
+        if site.weight < 0 or sums_are_cheap(x, weight, conv, batch):
+            return super().convolve(x, weight, bias, site, conv, copies)
+        rows = x if batch.shared else x.view(batch.repeats, batch.directions, *x.shape[1:])
+        y = conv(x, weight, bias).contiguous()
+
+        def parts() -> Iterator[tuple[int, int, Tensor]]:
+            each = per_scratch(x.device, self.rank * site.groups * weight[0].nbytes)
+            for first in range(0, batch.directions, each):
+                count = min(each, batch.directions - first)
+                here = rows if batch.shared else rows[:, first : first + count]
+                yield 0, first, self._convolve_factors(here, weight, site, conv, first, count)
+
+        in_place = not needs_grad(x, weight, bias)
+        y = add_products(y, parts(), batch.signs(y), batch, in_place)
+        return self.add_channel_bias(y, site, batch)
+
+    def _convolve_factors(
+        self,
+        rows: Tensor,
+        weight: Tensor,
+        site: LayerNoise,
+        conv: Convolution,
+        first: int,
+        count: int,
+    ) -> Tensor:
+        """Sigma E_d x for (R, count, C, *), or (N, C, *) of shared rows: (R, count, O, *)."""
+        _, sigma = site.state.tensors(rows.device)
+        (out, cols), groups, kernel = matrix_shape(weight), site.groups, weight.shape[1:]
+        b = self._factor(site, STREAM_FACTOR_B, first, count, cols, rows)
+        wide = rows.new_empty((), dtype=wide_like(rows))
+        a = self._factor(site, STREAM_FACTOR_A, first, count, out, wide)
+        a = (a * (sigma / self.rank**0.5)).to(rows.dtype).view(count, self.rank, groups, -1)
+        if rows.dim() == weight.dim():
+            filters = b.view(1, -1, *kernel).expand(groups, -1, *kernel)
+            planes = conv(rows, filters.reshape(-1, *kernel))
+            planes = planes.view(-1, groups, count, self.rank, *planes.shape[2:]).transpose(1, 2)
+        else:
+            filters = b.view(count, 1, self.rank, *kernel).expand(-1, groups, -1, *kernel)
+            planes = conv(rows.flatten(1, 2), filters.reshape(-1, *kernel), None, count)
+            planes = planes.view(-1, count, groups, self.rank, *planes.shape[2:])
+        # (count, groups, O / groups, rank) @ (R, count, groups, rank, pixels)
+        product = a.permute(0, 2, 3, 1) @ planes.flatten(4)
+        return product.reshape(-1, count, out, *planes.shape[4:])
 
     def _factor(
         self, site: LayerNoise, stream: int, first: int, count: int, size: int, like: Tensor

@@ -13,12 +13,14 @@ from .base import (
     assign_total,
     check_count,
     check_option,
+    matrix_shape,
     needs_grad,
     per_scratch,
     resolve_count,
     rows_of,
     wide_like,
 )
+from .convolution import Convolution, PopulationBatch
 from .shared_base import SIDES, SharedBase, add_rows, choose_sides
 
 # The estimate of one permuted side is a matrix product, or for few directions direct sums: their
@@ -98,33 +100,37 @@ class Permuted(SharedBase):
 
     # ---- geometry ------------------------------------------------------------------------------
 
-    def check(self, rows: int, cols: int, directions: int) -> None:
+    def check(
+        self, rows: int, cols: int, directions: int, window: int = 1, groups: int = 1
+    ) -> None:
         """See :meth:`NoiseFamily.check`."""
-        self.base_shape(rows, cols)
-        permute_in, permute_out = self.sides(rows, cols)
-        if rows * cols > 0 and not (permute_in and cols > 1) and not (permute_out and rows > 1):
+        self.base_shape(rows, cols, window, groups)
+        m, n = rows // groups, cols // window
+        permute_in, permute_out = self.sides(m, n)
+        if m * n > 0 and not (permute_in and n > 1) and not (permute_out and m > 1):
             raise ValueError(
                 f"permutation {self.permutation!r} must permute a side longer than 1, got a "
-                f"({rows}, {cols}) weight, whose members would all be alike"
+                f"({m}, {n}) weight{' in every group' if groups > 1 else ''}, whose members would "
+                "all be alike"
             )
 
     def sides(self, rows: int, cols: int) -> tuple[bool, bool]:
-        """Return whether inputs and outputs are permuted."""
+        """Return whether inputs and outputs are permuted, for so many of them (in each group)."""
         sparse = bool(self.in_sparsity), bool(self.out_sparsity)
         if self.permutation == "auto" and any(sparse):
             return sparse
         permute_in, permute_out = choose_sides(self.permutation, rows, cols)
         return permute_in or sparse[0], permute_out or sparse[1]
 
-    def base_shape(self, rows: int, cols: int) -> tuple[int, int]:
-        """See :meth:`SharedBase.base_shape`."""
-        return (
-            resolve_count("out_sparsity", self.out_sparsity or rows, rows, "out_features"),
-            resolve_count("in_sparsity", self.in_sparsity or cols, cols, "in_features"),
-        )
+    def base_shape(self, rows: int, cols: int, window: int = 1, groups: int = 1) -> tuple[int, int]:
+        """See :meth:`SharedBase.base_shape`; (groups * q, p * window)."""
+        m, n = rows // groups, cols // window
+        q = resolve_count("out_sparsity", self.out_sparsity or m, m, "out_features")
+        p = resolve_count("in_sparsity", self.in_sparsity or n, n, "in_features")
+        return groups * q, p * window
 
     def _scaled_base(self, site: LayerNoise, rows: int, cols: int, like: Tensor) -> Tensor:
-        """N, (q, p), scaled so that the elements of E_d have variance 1."""
+        """N, (groups * q, p * window), scaled so that the elements of E_d have variance 1."""
         base = self.bases(site, rows, cols, like)[0]
         scale = (rows * cols / base.numel()) ** 0.5
         return base if scale == 1 else base * scale
@@ -170,6 +176,38 @@ class Permuted(SharedBase):
             return y
         return _ops.select_add(y, product, *arguments)
 
+    def convolve_bases(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        site: LayerNoise,
+        conv: Convolution,
+        batch: PopulationBatch,
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`SharedBase.convolve_bases`: channels are gathered as whole planes."""
+        key, sigma = site.state.tensors(x.device)
+        (rows, cols), directions, groups = matrix_shape(weight), batch.directions, site.groups
+        m, n = rows // groups, cols // site.window
+        permute_in, permute_out = self.sides(m, n)
+        base = self._scaled_base(site, rows, cols, x.new_empty((), dtype=wide_like(x)))
+        q, p = base.shape[0] // groups, base.shape[1] // site.window
+        kernels = (base * sigma).to(x.dtype).view(groups * q, p, *weight.shape[2:])
+        factor = batch.signs(x)
+        if permute_in:
+            stream = site.stream(STREAM_SELECT_IN)
+            index = _ops.selections(key, stream, 0, directions, n, p, self.allow_repeats)
+            x = _planes(x, index, groups, batch.shared)
+        product = conv(x, kernels)
+        if permute_out:
+            stream = site.stream(STREAM_SELECT_OUT)
+            index = _ops.selections(key, stream, 0, directions, m, m, self.allow_repeats)
+            inside = (index < q).repeat(1, groups).view(directions, rows, 1)
+            factor = factor * inside
+            shared = batch.shared and not permute_in
+            product = _planes(product, index.clamp(max=q - 1), groups, shared)
+        depth = 1 if batch.shared and not (permute_in or permute_out) else directions
+        return product.view(-1, depth, *product.shape[1:]), factor
+
     # ---- estimate ------------------------------------------------------------------------------
 
     def estimate_weight_(
@@ -180,9 +218,10 @@ class Permuted(SharedBase):
             return
         (rows, cols), state = grad.shape, site.state
         key, sigma = state.tensors(grad.device)
-        permute_in, permute_out = self.sides(rows, cols)
+        m, n = rows // site.groups, cols // site.window
+        permute_in, permute_out = self.sides(m, n)
         base = self._scaled_base(site, rows, cols, weights) * sigma.to(weights.dtype)
-        side = cols if permute_in else rows
+        side = n if permute_in else m
         one_side = permute_in != permute_out
         if one_side and (self.allow_repeats or DIRECT_COST * state.directions > side):
             total = self._one_side(weights, site, base, rows, cols, permute_in)
@@ -190,7 +229,18 @@ class Permuted(SharedBase):
         elif not self.allow_repeats:
             in_stream = site.stream(STREAM_SELECT_IN) if permute_in else -1
             out_stream = site.stream(STREAM_SELECT_OUT) if permute_out else -1
-            _ops.permuted_estimate_(grad, base, weights, key, in_stream, out_stream, accumulate)
+            arguments = (weights, key, in_stream, out_stream)
+            if site.groups == site.window == 1:
+                _ops.permuted_estimate_(grad, base, *arguments, accumulate)
+                return
+            # A matrix for every tap of every group, which are permuted alike.
+            bases = base.view(site.groups, -1, base.shape[1] // site.window, site.window)
+            bases = bases.movedim(3, 0).contiguous()
+            total = weights.new_empty(site.window, site.groups, m, n)
+            for taps, base_taps in zip(total, bases, strict=True):
+                for matrix, base_matrix in zip(taps, base_taps, strict=True):
+                    _ops.permuted_estimate_(matrix, base_matrix, *arguments, False)
+            assign_total(grad, total.movedim(0, 3).reshape(rows, cols), accumulate)
         else:
             total = torch.zeros_like(grad, dtype=weights.dtype)
             each = per_scratch(grad.device, total.nbytes)
@@ -215,17 +265,28 @@ class Permuted(SharedBase):
         """
         key, _ = site.state.tensors(weights.device)
         stream = site.stream(STREAM_SELECT_IN if permute_in else STREAM_SELECT_OUT)
-        size, count = (cols, base.shape[1]) if permute_in else (rows, rows)
+        groups, window = site.groups, site.window
+        m, n, p = rows // groups, cols // window, base.shape[1] // window
+        size, count = (n, p) if permute_in else (m, m)
         each = max(1, rows * cols // size)
-        total = weights.new_zeros(rows, cols)
+        if permute_in:  # the taps of a channel as rows of their own
+            of_taps = base.view(-1, p, window).transpose(1, 2).reshape(-1, p)
+            total = weights.new_zeros(of_taps.shape[0], n)
+        else:
+            of_groups = base.view(groups, -1, base.shape[1])
+            total = weights.new_empty(groups, m, cols)
         for first in range(0, count, each):
-            here = min(each, count - first)
-            sums = _ops.selection_sum(weights, key, stream, first, here, size, self.allow_repeats)
+            here = slice(first, min(first + each, count))
+            sums = _ops.selection_sum(
+                weights, key, stream, first, here.stop - first, size, self.allow_repeats
+            )
             if permute_in:
-                total.addmm_(base[:, first : first + here], sums)
+                total.addmm_(of_taps[:, here], sums)
             else:
-                torch.mm(sums[:, : base.shape[0]], base, out=total[first : first + here])
-        return total
+                total[:, here] = sums[:, : of_groups.shape[1]] @ of_groups
+        if permute_in:
+            total = total.view(rows, window, n).transpose(1, 2)
+        return total.reshape(rows, cols)
 
     # ---- materialise ---------------------------------------------------------------------------
 
@@ -236,25 +297,29 @@ class Permuted(SharedBase):
         if rows * cols == 0:
             return like.new_zeros(count, rows, cols)
         key, _ = site.state.tensors(like.device)
-        permute_in, permute_out = self.sides(rows, cols)
+        groups, window = site.groups, site.window
+        m, n = rows // groups, cols // window
+        permute_in, permute_out = self.sides(m, n)
         base = self._scaled_base(site, rows, cols, like.new_empty((), dtype=wide_like(like)))
+        q, p = base.shape[0] // groups, base.shape[1] // window
         if permute_in:
             stream = site.stream(STREAM_SELECT_IN)
-            index = _ops.selections(
-                key, stream, first, count, cols, base.shape[1], self.allow_repeats
+            index = _ops.selections(key, stream, first, count, n, p, self.allow_repeats)
+            wide = base.new_zeros(count, groups * q, n, window)
+            shape = (count, groups * q, p, window)
+            wide.scatter_add_(
+                2, index[:, None, :, None].expand(shape), base.view(shape[1:]).expand(shape)
             )
-            wide = base.new_zeros(count, base.shape[0], cols)
-            shape = (count, *base.shape)
-            wide.scatter_add_(2, index[:, None].expand(shape), base.expand(shape))
         else:
             wide = base.expand(count, -1, -1)
+        wide = wide.view(count, groups, q, cols)
         if permute_out:
             stream = site.stream(STREAM_SELECT_OUT)
-            index = _ops.selections(key, stream, first, count, rows, rows, self.allow_repeats)
-            inside = index < base.shape[0]
-            index = torch.where(inside, index, 0)[..., None].expand(count, rows, cols)
-            wide = wide.gather(1, index).masked_fill(~inside[..., None], 0)
-        return wide.to(like.dtype).contiguous()
+            index = _ops.selections(key, stream, first, count, m, m, self.allow_repeats)
+            inside = (index < q)[:, None, :, None]
+            index = torch.where(inside, index[:, None, :, None], 0)
+            wide = wide.gather(2, index.expand(count, groups, m, cols)).masked_fill(~inside, 0)
+        return wide.reshape(count, rows, cols).to(like.dtype).contiguous()
 
     # ---- rows of weights -----------------------------------------------------------------------
 
@@ -288,3 +353,23 @@ class Permuted(SharedBase):
         stream = site.stream(STREAM_SELECT_IN)
         places = _ops.selections(key, stream, first, count, cols, base_cols, self.allow_repeats)
         return noise.scatter_add_(3, places[:, None].expand(picked.shape), picked)
+
+
+def _planes(x: Tensor, index: Tensor, groups: int, shared: bool) -> Tensor:
+    """Gather channels of every group, whole planes at a time.
+
+    Args:
+        x: (B, C, *) contiguous; (N, C, *) if ``shared``.
+        index: (D, count) channels within a group, alike for all groups.
+        groups: of the channels.
+        shared: whether to gather from every row for every direction.
+
+    Returns:
+        (B or N * D, groups * count, *).
+    """
+    directions, count = index.shape
+    rows = torch.arange(x.shape[0], device=x.device).view(-1, 1 if shared else directions, 1)
+    group = rows[..., None] * groups + torch.arange(groups, device=x.device)[:, None]
+    plane = group * (x.shape[1] // groups) + index.view(directions, 1, count)
+    gathered = x.flatten(0, 1).flatten(1).index_select(0, plane.flatten())
+    return gathered.view(-1, groups * count, *x.shape[2:])

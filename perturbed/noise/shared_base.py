@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -14,8 +16,10 @@ from .base import (
     NoiseFamily,
     check_option,
     matrix_shape,
+    needs_grad,
     repeat_signs,
 )
+from .convolution import Convolution, PopulationBatch, add_products, sums_are_cheap
 
 SIDES = ("in", "out", "both", "auto")
 
@@ -42,6 +46,8 @@ class SharedBase(NoiseFamily):
             not per direction) from their first use until the next draw.
     """
 
+    by_channel = True
+
     def __init__(self, distribution: str, storage: str) -> None:
         """Check and store the options."""
         self.distribution = check_option("distribution", distribution, DISTRIBUTIONS)
@@ -51,7 +57,7 @@ class SharedBase(NoiseFamily):
         """How many base matrices there are."""
         return 1
 
-    def base_shape(self, rows: int, cols: int) -> tuple[int, int]:
+    def base_shape(self, rows: int, cols: int, window: int = 1, groups: int = 1) -> tuple[int, int]:
         """Shape of a base matrix for a (rows, cols) weight."""
         return rows, cols
 
@@ -107,10 +113,58 @@ class SharedBase(NoiseFamily):
             site.stream(STREAM_SHARED),
             0,
             self.base_count(),
-            *self.base_shape(rows, cols),
+            *self.base_shape(rows, cols, site.window, site.groups),
             self.rademacher,
             like.dtype,
         )
+
+    # ---- convolutions --------------------------------------------------------------------------
+
+    def convolve(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        site: LayerNoise,
+        conv: Convolution,
+        copies: int,
+    ) -> Tensor:
+        """See :meth:`NoiseFamily.convolve`.
+
+        Either with kernels that are formed for every direction, as other families do; or with the
+        base matrices as kernels that serve all rows, beside the base product.
+        """
+        batch = PopulationBatch.of(x, site.state, copies)
+        if site.weight < 0 or sums_are_cheap(x, weight, conv, batch):
+            return super().convolve(x, weight, bias, site, conv, copies)
+        y = conv(x, weight, bias).contiguous()
+        product, factor = self.convolve_bases(x, weight, site, conv, batch)
+        product = product.expand(-1, batch.directions, *product.shape[2:])
+        in_place = not needs_grad(x, weight, bias)
+        y = add_products(y, [(0, 0, product)], factor, batch, in_place)
+        return self.add_channel_bias(y, site, batch)
+
+    @abstractmethod
+    def convolve_bases(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        site: LayerNoise,
+        conv: Convolution,
+        batch: PopulationBatch,
+    ) -> tuple[Tensor, Tensor]:
+        """Return a product and a factor that make ``s sigma E_d x``.
+
+        Args:
+            x: (B, C, *) or the N rows that all members see.
+            weight: whose noise it is.
+            site: the layer's noise.
+            conv: the convolution, not transposed.
+            batch: how rows belong to members.
+
+        Returns:
+            The product, (R or N, D | 1, O, *), and the factor, which broadcasts to (S, N, D, O, 1).
+        """
 
 
 def add_rows(

@@ -13,10 +13,12 @@ from .base import (
     add_outer_products,
     assign_total,
     check_option,
+    matrix_shape,
     needs_grad,
     rows_of,
     wide_like,
 )
+from .convolution import Convolution, PopulationBatch
 from .shared_base import SIDES, SharedBase, add_rows, choose_sides
 from .state import as_int
 
@@ -132,6 +134,44 @@ class SignFlip(SharedBase):
             product[:, start :: len(bases)] = rows[:, start :: len(bases)] @ base.t()
         return product.flatten(0, 1)
 
+    def convolve_bases(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        site: LayerNoise,
+        conv: Convolution,
+        batch: PopulationBatch,
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`SharedBase.convolve_bases`."""
+        _, sigma = site.state.tensors(x.device)
+        (rows, cols), directions = matrix_shape(weight), batch.directions
+        channels = x.shape[1]
+        flip_in, flip_out = choose_sides(self.flip, rows, channels)
+        bases = self.bases(site, rows, cols, x.new_empty((), dtype=wide_like(x)))
+        kernels = (bases * sigma).to(x.dtype).view(-1, *weight.shape)
+        factor = batch.signs(x)
+        each = x[:, None] if batch.shared else x.view(-1, directions, *x.shape[1:])
+        if flip_in:
+            signs = self._signs(site, False, 0, directions, channels, x)
+            each = each * signs.view(directions, channels, *[1] * (x.dim() - 2))
+        elif len(bases) > 1:
+            each = each.expand(-1, directions, *each.shape[2:])
+        if flip_out:
+            factor = factor * self._signs(site, True, 0, directions, rows, x).view(-1, rows, 1)
+        if len(bases) == 1:
+            part = conv(each.flatten(0, 1), kernels[0])
+            return part.view(*each.shape[:2], *part.shape[1:]), factor
+        product: Tensor | None = None
+        for g, kernel in enumerate(kernels):
+            mine = slice((g - site.state.first_direction) % len(bases), None, len(bases))
+            of_base = each[:, mine]
+            part = conv(of_base.flatten(0, 1), kernel)
+            if product is None:
+                product = part.new_empty(*each.shape[:2], *part.shape[1:])
+            product[:, mine] = part.view(*of_base.shape[:2], *part.shape[1:])
+        assert product is not None
+        return product, factor
+
     # ---- estimate and materialise --------------------------------------------------------------
 
     def estimate_weight_(
@@ -142,25 +182,29 @@ class SignFlip(SharedBase):
         if grad.numel() == 0:
             return
         key, sigma = site.state.tensors(grad.device)
-        flip_in, flip_out = choose_sides(self.flip, rows, cols)
+        channels = cols // site.window * site.groups
+        flip_in, flip_out = choose_sides(self.flip, rows, channels)
         bases = self.bases(site, rows, cols, weights)
         total = torch.zeros_like(grad, dtype=weights.dtype)
+        blocks = (site.groups, rows // site.groups, cols // site.window, site.window)
         for g, base in enumerate(bases):
             of_base = self._weights_of_base(weights, g, site.state.first_direction)
             if flip_in and flip_out:
-                signs = torch.empty_like(total)
+                signs = total.new_empty(rows, cols // site.window)
                 add_outer_products(
                     signs,
                     lambda first, count: self._signs(site, True, first, count, rows, total),
-                    lambda first, count: self._signs(site, False, first, count, cols, total),
+                    lambda first, count: self._signs(site, False, first, count, channels, total),
                     of_base * sigma.to(weights.dtype),
+                    groups=site.groups,
                 )
+                signs = signs.view(*blocks[:3], 1)
             else:
-                size, side = (cols, STREAM_FLIP_IN) if flip_in else (rows, STREAM_FLIP_OUT)
+                size, side = (channels, STREAM_FLIP_IN) if flip_in else (rows, STREAM_FLIP_OUT)
                 signs = total.new_empty(1, size)
                 _ops.dense_estimate_(signs, of_base, key, sigma, site.stream(side), True, False)
-                signs = signs if flip_in else signs.t()
-            total.addcmul_(base, signs)
+                signs = signs.view(blocks[0], *((1, blocks[2]) if flip_in else (blocks[1], 1)), 1)
+            total.view(blocks).addcmul_(base.view(blocks), signs)
         assign_total(grad, total, accumulate)
 
     def _weights_of_base(self, weights: Tensor, base: int, first: int) -> Tensor:
@@ -184,15 +228,20 @@ class SignFlip(SharedBase):
         self, site: LayerNoise, first: int, count: int, rows: int, cols: int, like: Tensor
     ) -> Tensor:
         """See :meth:`NoiseFamily.materialise`."""
-        flip_in, flip_out = choose_sides(self.flip, rows, cols)
+        channels = cols // site.window * site.groups
+        flip_in, flip_out = choose_sides(self.flip, rows, channels)
         bases = self.bases(site, rows, cols, like)
         number = torch.arange(first, first + count, device=like.device)
         number = (number + site.state.first_direction) % len(bases)
         noise = bases[number]
+        groups, channels_each = site.groups, cols // site.window
+        blocks = noise.view(count, groups, rows // groups, channels_each, site.window)
         if flip_in:
-            noise *= self._signs(site, False, first, count, cols, like)
+            signs = self._signs(site, False, first, count, channels, like)
+            blocks *= signs.view(count, groups, 1, channels_each, 1)
         if flip_out:
-            noise *= self._signs(site, True, first, count, rows, like).mT
+            signs = self._signs(site, True, first, count, rows, like)
+            blocks *= signs.view(count, groups, rows // groups, 1, 1)
         return noise
 
     # ---- rows of weights -----------------------------------------------------------------------

@@ -62,7 +62,9 @@ class Sparse(NoiseFamily):
         kind = "" if self.distribution == "normal" else f", {self.distribution!r}"
         return f"Sparse({self.sparsity!r}{kind})"
 
-    def check(self, rows: int, cols: int, directions: int) -> None:
+    def check(
+        self, rows: int, cols: int, directions: int, window: int = 1, groups: int = 1
+    ) -> None:
         """See :meth:`NoiseFamily.check`."""
         self.columns(cols, directions)
 
