@@ -125,6 +125,7 @@ class PerturbedModel(nn.Module):
             (site, id(layer._parameters[name]), layer.fixed_row(name))
             for layer in layers
             for site, (name, _) in zip(layer.sites, layer.slots(), strict=True)
+            if name is not None
         ]
         agreed: dict[int, int | None] = {}
         for _, parameter, row in sites:

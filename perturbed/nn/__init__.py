@@ -1,7 +1,9 @@
 """Perturbed twins of torch's layers, and the conversion of whole models."""
 
 from .affine import Affine, PerturbedAffine
+from .attention import PerturbedMultiheadAttention
 from .base import PerturbedLayer
+from .cells import PerturbedGRUCell, PerturbedLSTMCell, PerturbedRNNCell
 from .conv import PerturbedConv1d, PerturbedConv2d, PerturbedConv3d
 from .conv_families import LowRankConv2d, PermutedConv2d, SignFlipConv2d
 from .conv_transpose import (
@@ -26,6 +28,7 @@ from .norm import (
     PerturbedLayerNorm,
     PerturbedRMSNorm,
 )
+from .recurrent import PerturbedGRU, PerturbedLSTM, PerturbedRNN
 from .report import ConversionReport, conversion_report
 from .twins import register_twin
 
@@ -47,11 +50,18 @@ __all__ = [
     "PerturbedConvTranspose2d",
     "PerturbedConvTranspose3d",
     "PerturbedEmbedding",
+    "PerturbedGRU",
+    "PerturbedGRUCell",
     "PerturbedGroupNorm",
+    "PerturbedLSTM",
+    "PerturbedLSTMCell",
     "PerturbedLayer",
     "PerturbedLayerNorm",
     "PerturbedLinear",
+    "PerturbedMultiheadAttention",
     "PerturbedRMSNorm",
+    "PerturbedRNN",
+    "PerturbedRNNCell",
     "SignFlipConv2d",
     "SignFlipLinear",
     "SparsePerturbedLinear",

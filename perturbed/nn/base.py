@@ -12,7 +12,8 @@ from ..noise.state import check_directions
 from ..replicate import Replicated
 
 # A weight and the bias that goes with it, by the names of the parameters; None if there is none.
-Slot = tuple[str, str | None]
+# A vector that goes with no weight, or with several, is a bias without one.
+Slot = tuple[str | None, str | None]
 
 
 class PerturbedLayer(nn.Module):
@@ -79,7 +80,8 @@ class PerturbedLayer(nn.Module):
     def check_noise(self, directions: int, noise: NoiseFamily) -> None:
         """Raise ValueError if the family does not fit the size of a weight."""
         for name, _ in self.slots():
-            noise.check(*matrix_shape(getattr(self, name)), directions)
+            if name is not None:
+                noise.check(*matrix_shape(getattr(self, name)), directions)
 
     def attach(self, state: NoiseState, ids: list[tuple[int | None, int | None]]) -> None:
         """Join a draw with the ids of each slot's weight and bias; None leaves it unperturbed."""
@@ -162,7 +164,8 @@ class PerturbedLayer(nn.Module):
     def allocate(self) -> None:
         """Hold what the family holds between draws, if anything."""
         for (weight, _), site in zip(self.slots(), self.sites, strict=False):
-            self.noise.allocate(getattr(self, weight).detach(), site)
+            if weight is not None:
+                self.noise.allocate(getattr(self, weight).detach(), site)
 
     def held_bytes(self) -> int:
         """Bytes of noise held for this layer."""

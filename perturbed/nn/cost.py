@@ -25,7 +25,8 @@ def multiply_adds(layer: PerturbedLayer, input: Any = None, output: Any = None) 
         input: its input, of which the first tensor counts.
         output: its output, alike. None stands for a call in which each weight is used once.
     """
-    weights = [w for name, _ in layer.slots() if (w := layer._parameters.get(name)) is not None]
+    names = [name for name, _ in layer.slots() if name is not None]
+    weights = [w for name in names if (w := layer._parameters.get(name)) is not None]
     elements = sum(w.numel() for w in weights)
     y = _first_tensor(output)
     if y is None:

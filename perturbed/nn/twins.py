@@ -5,9 +5,12 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .affine import Affine, PerturbedAffine
+from .attention import PerturbedMultiheadAttention
 from .base import PerturbedLayer
+from .cells import PerturbedGRUCell, PerturbedLSTMCell, PerturbedRNNCell
 from .conv import PerturbedConv1d, PerturbedConv2d, PerturbedConv3d
 from .conv_transpose import (
     PerturbedConvTranspose1d,
@@ -24,6 +27,7 @@ from .norm import (
     PerturbedLayerNorm,
     PerturbedRMSNorm,
 )
+from .recurrent import PerturbedGRU, PerturbedLSTM, PerturbedRNN
 
 # torch layer -> perturbed twin. A class counts for itself alone, not for its subclasses, whose
 # forward may do anything. A string names classes of libraries that need not be installed: a
@@ -44,6 +48,14 @@ TWINS: dict[type[nn.Module] | str, type[PerturbedLayer]] = {
     nn.BatchNorm1d: PerturbedBatchNorm1d,
     nn.BatchNorm2d: PerturbedBatchNorm2d,
     nn.BatchNorm3d: PerturbedBatchNorm3d,
+    nn.MultiheadAttention: PerturbedMultiheadAttention,
+    NonDynamicallyQuantizableLinear: PerturbedLinear,  # the attention's out_proj
+    nn.RNN: PerturbedRNN,
+    nn.GRU: PerturbedGRU,
+    nn.LSTM: PerturbedLSTM,
+    nn.RNNCell: PerturbedRNNCell,
+    nn.GRUCell: PerturbedGRUCell,
+    nn.LSTMCell: PerturbedLSTMCell,
 }
 
 
