@@ -96,11 +96,14 @@ bench: $(EXTENSION) ## every noise family beside base, naive, stored noise and v
 	$(PY) -m bench $(ARGS)
 
 # RESULTS: name of the run in bench/results, e.g. 2026-11-21-amd-epyc-zen4-2-cores
+# PEERS:   an interpreter with evox and evotorch beside torch, for their rows (optional)
+RUN = bench/results/$(RESULTS)
 bench-docs: $(EXTENSION) ## measure everything and write the tables of docs/noise.md
 	@test -n "$(RESULTS)" || { echo "name the run: make bench-docs RESULTS=DATE-MACHINE" >&2; exit 2; }
-	$(PY) -m bench all --json bench/results/$(RESULTS).json --plot bench/results/$(RESULTS).png \
-	  --plot-variance docs/noise-variance.png $(ARGS) > bench/results/$(RESULTS).md
-	$(PY) -m bench.docs bench/results/$(RESULTS).json
+	$(PY) -m bench all --json $(RUN).json --plot $(RUN).png \
+	  --plot-variance docs/noise-variance.png $(ARGS) > $(RUN).md
+	$(if $(PEERS),$(PEERS) -m bench network --json $(RUN)-peers.json $(ARGS) > $(RUN)-peers.md)
+	$(PY) -m bench.docs $(RUN).json $(if $(PEERS),$(RUN)-peers.json)
 
 gpu: $(ENVIRONMENT) ## everything that needs a GPU: CUDA build, tests, memory checker, bench
 	PYTHON=$(PY) tests/gpu.sh

@@ -1,8 +1,8 @@
-"""Writes measured tables into a page: ``python -m bench.docs RESULTS.json [PAGE]``.
+"""Writes measured tables into a page: ``python -m bench.docs RESULTS.json [RESULTS.json ...]``.
 
 A table stands between ``<!-- bench: NAME -->`` and ``<!-- /bench -->``; what is between them is
-replaced. RESULTS.json is what ``python -m bench all --json`` wrote (parts of it will do for a page
-that needs no more), PAGE is docs/noise.md unless named.
+replaced. The files are what ``python -m bench --json`` wrote. A suite that several of them hold is
+taken from the last, so that one suite can come from an environment with other packages in it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,28 @@ Column = tuple[str, Callable[[Result], bool], Callable[[Result], str]]
 
 
 class Measured:
-    """The content of a JSON file, and the tables that can be made of it."""
+    """The content of some JSON files, and the tables that can be made of it.
 
-    def __init__(self, path: Path) -> None:
-        self.name = path.name
-        self.results, self.facts, self.cosines = report.read_json(path)
+    Raises:
+        ValueError: files of different machines.
+    """
+
+    def __init__(self, *paths: Path) -> None:
+        self.names = [path.name for path in paths]
+        self.results: list[Result] = []
+        self.cosines: list[Cosine] = []
+        self.facts: dict[str, str] = {}
+        for path in paths:
+            results, facts, cosines = report.read_json(path)
+            self.facts = self.facts or facts
+            if facts["cpu"] != self.facts["cpu"] or facts.get("gpu") != self.facts.get("gpu"):
+                raise ValueError(
+                    f"results must be of one machine, got {report.machine_line(self.facts)} and, "
+                    f"in {path.name}, {report.machine_line(facts)}"
+                )
+            new = {result.suite for result in results}
+            self.results = [r for r in self.results if r.suite not in new] + results
+            self.cosines = cosines or self.cosines
 
     def _pivot(self, first: str, methods: Iterable[str], columns: Sequence[Column]) -> str:
         """A row for each method, and in a column the one result that it selects."""
@@ -45,7 +62,8 @@ class Measured:
         return [name for name in names if name not in missing]
 
     def machine(self) -> str:
-        return f"{report.machine_line(self.facts)}. All of it: `bench/results/{self.name}`."
+        files = " and ".join(f"`bench/results/{name}`" for name in self.names)
+        return f"{report.machine_line(self.facts)}. All of it: {files}."
 
     def costs(self) -> str:
         """One layer: multiples of the unperturbed forward."""
@@ -133,7 +151,8 @@ class Measured:
             "variance": self.cosines,
         }.get(name, [r for r in self.results if r.suite == {"costs": "linear"}.get(name, name)])
         if not needed:
-            raise ValueError(f"{self.name} must hold results for the block {name!r}, it has none")
+            files = ", ".join(self.names)
+            raise ValueError(f"{files} must hold results for the block {name!r}, got none")
         return makers[name]()
 
 
@@ -150,10 +169,10 @@ def update(page: str, measured: Measured) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.docs", description=__doc__)
-    parser.add_argument("results", type=Path, metavar="RESULTS.json")
-    parser.add_argument("page", type=Path, nargs="?", default=ROOT / "docs" / "noise.md")
+    parser.add_argument("results", type=Path, nargs="+", metavar="RESULTS.json")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "noise.md")
     options = parser.parse_args(argv)
-    text = update(options.page.read_text(), Measured(options.results))
+    text = update(options.page.read_text(), Measured(*options.results))
     options.page.write_text(text)
 
 

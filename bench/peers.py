@@ -5,7 +5,9 @@ EvoX VirtualLoRA   VirtualLoRAES of EvoX (rank 1): noise of every member drawn t
 EvoTorch PGPE      all perturbed networks in memory, evaluated by vmap
 
 EvoX and EvoTorch are optional. Both do what their own examples do, with the same population,
-learning rate and loss. EvoX shows all members one input, since it has no inputs of their own.
+learning rate and loss. EvoX shows all members one input, since it has no inputs of their own; its
+rank-r classes (version 1.4) are imported from their files, because ``evox.algorithms`` and
+``evox.problems.neuroevolution`` export the full-rank ones under their names.
 """
 
 from __future__ import annotations

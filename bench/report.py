@@ -152,16 +152,20 @@ def _pyplot() -> Any:
 
 
 def write_plot(path: Path, results: Sequence[Result], machine: dict[str, str]) -> None:
-    """Multiples of the unperturbed forward, a panel for each view and a mark for each case."""
+    """Multiples of the unperturbed forward, a panel for each view and a mark for each case.
+
+    The optimizer, which is the same for all families, has no panel beside others.
+    """
     plt = _pyplot()
     views = list(dict.fromkeys((r.suite, r.view) for r in results))
+    views = [view for view in views if view[1] != "optimizer"] or views
     columns = min(2, len(views))
     lines = -(-len(views) // columns)
     most = max(len({r.method for r in results if (r.suite, r.view) == view}) for view in views)
     figure, axes = plt.subplots(
         lines,
         columns,
-        figsize=(6.5 * columns, lines * (1.4 + 0.2 * most)),
+        figsize=(7 * columns, lines * (1.6 + 0.17 * most)),
         squeeze=False,
         layout="constrained",
     )
@@ -190,12 +194,13 @@ def write_plot(path: Path, results: Sequence[Result], machine: dict[str, str]) -
         axis.set_xscale("log")
         axis.set_yticks(range(len(methods)), methods, fontsize=8)
         axis.invert_yaxis()
-        axis.set_title(f"{suite}, {view}", loc="left", fontsize=10)
+        # Above the panel, where no mark can be.
+        axis.legend(fontsize=6.5, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
+        axis.set_ylabel(f"{suite}, {view}", fontsize=10)
         axis.set_xlabel("times the unperturbed forward (median, min to max)", fontsize=8)
         axis.grid(color="0.85", linewidth=0.5)
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(fontsize=7, frameon=False)
     figure.supxlabel(machine_line(machine), fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
