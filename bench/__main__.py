@@ -101,7 +101,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     facts = machine(options.device)
     print(report.markdown(results, facts, notes, cosines))
     if chosen.json:
-        settings = {key: str(value) for key, value in vars(chosen).items()}
+        given = vars(chosen).items()
+        settings = {key: str(value) for key, value in given if not isinstance(value, Path)}
         report.write_json(chosen.json, results, facts, settings, cosines)
     if chosen.plot and results:
         report.write_plot(chosen.plot, results, facts)

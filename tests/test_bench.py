@@ -56,6 +56,7 @@ def test_a_run_has_every_row(capsys, tmp_path):
         assert 0 < row["min_s"] <= row["median_s"] <= row["max_s"]
         assert row["times_base"] > 0
         assert (row["over_naive"] is None) == (row["suite"] == "update")
+    assert str(tmp_path) not in json_file.read_text()  # it is made to be committed
     assert document["machine"]["torch"] == torch.__version__
     assert document["machine"]["isa"] in text
     assert plot_file.read_bytes().startswith(b"\x89PNG")
