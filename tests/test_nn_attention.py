@@ -494,9 +494,10 @@ def test_autocast_and_half_precision(options):
 
 def test_compiled_layers_compute_the_same():
     _, pm = population(LowRank(1))
-    x, memory = tokens(2 * D), tokens(2 * D, S)
+    torch._dynamo.reset()
     compiled = torch.compile(pm, backend="eager", fullgraph=True)
-    for need in (True, False):
+    for need, repeats in itertools.product((True, False), (2, 4)):  # sizes become symbols
+        x, memory = tokens(repeats * D), tokens(repeats * D, S)
         for arguments in ((x, x, x), (x, memory, memory)):
             got = compiled(*arguments, need_weights=need)[0]
             same(got, pm(*arguments, need_weights=need)[0])

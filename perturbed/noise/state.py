@@ -158,7 +158,8 @@ class NoiseState:
             return
         if self.rows == ():
             self.rows = (rows,)
-        if rows not in self.rows:
+        # Not "rows not in self.rows", which torch.compile (2.13) traces wrongly for symbolic sizes.
+        if all(rows != n for n in self.rows):
             raise ValueError(
                 f"a layer got {rows} rows in a forward of {' or '.join(map(str, self.rows))}: rows "
                 "must stay the first dimension throughout, (B, T, in) and not (B * T, in) or "
