@@ -222,6 +222,16 @@ def test_replicated_rows_are_normalised_once(kind, antithetic, monkeypatch):
     assert seen in ([], [4])
 
 
+@each_kind
+@torch.no_grad()
+def test_inputs_are_left_alone(kind):
+    _, pm = population(kind)
+    x = batch(kind, 2)
+    before = x.clone()
+    pm(x)
+    assert_bitwise_equal(x, before)
+
+
 @torch.no_grad()
 def test_replicates_of_another_number_of_copies_are_written_out():
     kind = KINDS["batch_norm1d"]
@@ -264,7 +274,10 @@ def test_frozen_parameters_have_no_noise(kind):
     pm = PerturbedModel(layer, D, sigma=SIGMA)
     pm.set_noise()
     x = batch(kind, 2)
-    y = pm(x)
+    assert pm(x).requires_grad
+    with torch.no_grad():
+        y = pm(x)
+    same(pm(x), y)
     frozen = layer[0] if isinstance(layer, nn.Sequential) else layer
     assert "weight" not in frozen.perturbed_parameters()
     for b in range(len(x)):

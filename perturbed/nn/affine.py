@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..noise import Dense, NoiseFamily
-from ..noise.base import matrix_shape, wide_like
+from ..noise.base import matrix_shape, needs_grad, wide_like
 from ..noise.state import as_int
 from ..replicate import Replicated
 from .base import PerturbedLayer, check_float
@@ -51,7 +51,12 @@ class VectorLayer(PerturbedLayer):
         return rows, short, signs
 
     def scale_and_shift(
-        self, normal: Tensor, short: Replicated | None, shape: Sequence[int], signs: int
+        self,
+        normal: Tensor,
+        short: Replicated | None,
+        shape: Sequence[int],
+        signs: int,
+        overwrite: bool = True,
     ) -> Tensor:
         """Return ``(w + s E_d) x_b + (b + s e_d)``, element by element, of every row.
 
@@ -63,28 +68,49 @@ class VectorLayer(PerturbedLayer):
             short: the Replicated that the rows come from, with S copies.
             shape: of the vectors in a row: a view that broadcasts against the last dimensions.
             signs: S.
+            overwrite: whether ``normal`` is freshly made and may take the result.
 
         Returns:
             (B, *), of the dtype of ``normal``.
         """
-        directions, rest = self.site.state.directions, normal.shape[1:]
-        if short is None:
-            each = normal.shape[0] // (signs * directions)
-            rows = normal.unflatten(0, (signs, each, directions))
+        rows = self.split_rows(normal, short, signs)
+        weight = self.vectors("weight", self.site.weight, shape, signs, normal.dim())
+        bias = self.vectors("bias", self.site.bias, shape, signs, normal.dim())
+        if weight is None:
+            return self.join_rows(rows, signs)
+        in_place = overwrite and short is None and weight.dtype == rows.dtype
+        factors = (weight,) if bias is None else (weight, bias)
+        out = rows if in_place and not needs_grad(rows, *factors) else None
+        if bias is None:
+            rows = torch.mul(rows, weight, out=out)
         else:
-            each = normal.shape[0]
-            rows = normal[None, :, None]
-        weight = self._vectors("weight", self.site.weight, shape, signs, normal.dim())
-        bias = self._vectors("bias", self.site.bias, shape, signs, normal.dim())
-        if weight is not None:
-            rows = rows * weight if bias is None else torch.addcmul(bias, rows, weight)
-        rows = rows.to(normal.dtype).expand(signs, each, directions, *rest)
-        return rows.flatten(0, 2)
+            rows = torch.addcmul(bias, rows, weight, out=out)
+        return self.join_rows(rows.to(normal.dtype), signs)
 
-    def _vectors(
+    def split_rows(self, rows: Tensor, short: Replicated | None, signs: int) -> Tensor:
+        """View rows as (S, R / S, D, *), or the N rows of ``short`` as (1, N, 1, *)."""
+        if short is not None:
+            return rows[None, :, None]
+        directions = self.site.state.directions
+        return rows.unflatten(0, (signs, rows.shape[0] // (signs * directions), directions))
+
+    def join_rows(self, rows: Tensor, signs: int) -> Tensor:
+        """Return what became of :meth:`split_rows` as a batch, (B, *)."""
+        sizes = signs, -1, self.site.state.directions
+        return rows.expand(*sizes, *rows.shape[3:]).flatten(0, 2)
+
+    def vectors(
         self, name: str, stream: int, shape: Sequence[int], signs: int, dims: int
     ) -> Tensor | None:
-        """A parameter with the noise of every member, (S, 1, D, *1, *shape), or None."""
+        """Return a parameter with the noise of every member, (S, 1, D, *1, *shape), or None.
+
+        Args:
+            name: of the parameter.
+            stream: its counter word, -1 for no noise.
+            shape: of the vectors in a row.
+            signs: S.
+            dims: of the rows, the batch included.
+        """
         parameter = getattr(self, name, None)
         if parameter is None:
             return None
@@ -237,4 +263,4 @@ class PerturbedAffine(VectorLayer, Affine):
         self.check_input(input.shape[1:])
         # As torch promotes x * weight.
         rows = rows.to(torch.promote_types(rows.dtype, self.weight.dtype))
-        return self.scale_and_shift(rows, short, sizes, signs)
+        return self.scale_and_shift(rows, short, sizes, signs, overwrite=False)

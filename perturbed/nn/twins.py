@@ -18,6 +18,7 @@ from .conv_transpose import (
     PerturbedConvTranspose3d,
 )
 from .embedding import PerturbedEmbedding
+from .library import PerturbedLibraryNorm, PerturbedTransposedLinear
 from .linear import PerturbedLinear
 from .norm import (
     PerturbedBatchNorm1d,
@@ -56,6 +57,9 @@ TWINS: dict[type[nn.Module] | str, type[PerturbedLayer]] = {
     nn.RNNCell: PerturbedRNNCell,
     nn.GRUCell: PerturbedGRUCell,
     nn.LSTMCell: PerturbedLSTMCell,
+    "transformers.pytorch_utils.Conv1D": PerturbedTransposedLinear,
+    "*RMSNorm": PerturbedLibraryNorm,
+    "transformers.*T5LayerNorm": PerturbedLibraryNorm,
 }
 
 
