@@ -54,8 +54,8 @@ $(EXTENSION): $(ENVIRONMENT) setup.py $(CSRC) $(FORCE)
 	$(PY) setup.py build_ext --inplace
 	@rm -f build/.extension-* && touch $@
 
-.PHONY: FORCE help build install demo test test-all test-cuda check-cuda check-link bench bench-docs \
-  gpu lint format clean
+.PHONY: FORCE help build install demo demo-conv test test-all test-cuda check-cuda check-link bench \
+  bench-docs gpu lint format clean
 FORCE:
 
 help: ## this list
@@ -68,10 +68,13 @@ install: $(EXTENSION) ## make `import perturbed` work from any folder in .venv
 
 # Threads that sleep at a barrier instead of spinning: several times faster where others use the
 # machine too, a few per cent slower where nobody does.
-demo test test-all: export OMP_WAIT_POLICY ?= PASSIVE
+demo demo-conv test test-all: export OMP_WAIT_POLICY ?= PASSIVE
 
 demo: $(EXTENSION) ## train a network of hard signs on MNIST digits
 	PYTHONPATH=. $(PY) docs/examples/nes_mnist.py $(ARGS)
+
+demo-conv: $(EXTENSION) ## train a convolutional network on the number of its errors
+	PYTHONPATH=. $(PY) docs/examples/nes_convnet.py $(ARGS)
 
 # ---- tests ------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -101,14 +102,28 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class Run:
-    """A training run; all it does is a function of its options and the number of generations."""
+    """A training run; all it does is a function of its options and the number of generations.
+
+    A subclass may train another network on the same digits (nes_convnet.py).
+    """
+
+    name = "nes_mnist"  # of the files it writes
+    title = "784-64(sign)-10"
+    defaults: ClassVar[dict] = RUN
+    noises: ClassVar[dict[str, perturbed.noise.NoiseFamily]] = {
+        name: perturbed.Dense(name) for name in ("normal", "rademacher")
+    }
+    make_network = staticmethod(make_network)
+
+    def costs(self) -> str:
+        """Return a table of what a generation costs, here and otherwise."""
+        return cost_table(self)
 
     def __init__(self, options: dict, device: torch.device, digits: Sequence[Tensor]) -> None:
         self.options, self.device = options, device
         self.images, self.labels, *self.test = (part.to(device) for part in digits)
-        self.net = make_network(options["seed"]).to(device)
-        noise = perturbed.Dense(options["noise"])
-        perturbed.convert(self.net, options["directions"], noise)
+        self.net = self.make_network(options["seed"]).to(device)
+        perturbed.convert(self.net, options["directions"], self.noises[options["noise"]])
         self.pm = perturbed.PerturbedModel(
             self.net, options["directions"], True, options["sigma"], options["seed"]
         )
@@ -153,7 +168,12 @@ class Run:
     def save(self, file: Path) -> None:
         """Write a checkpoint; a run killed meanwhile leaves the previous one."""
         parts = {name: getattr(self, name).state_dict() for name in ("net", "nes", "scheduler")}
-        rest = {"options": self.options, "seconds": self.seconds, "curve": self.curve}
+        rest = {
+            "name": self.name,
+            "options": self.options,
+            "seconds": self.seconds,
+            "curve": self.curve,
+        }
         file.parent.mkdir(parents=True, exist_ok=True)
         scratch = file.with_suffix(".partial")
         torch.save({**parts, **rest}, scratch)
@@ -297,7 +317,7 @@ def plot(run: Run, file: Path) -> None:
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("held-out accuracy, %")
     members = 2 * run.options["directions"]
-    figure.suptitle(f"784-64(sign)-10 on 4,000 MNIST digits, {members} members, no gradients")
+    figure.suptitle(f"{run.title} on 4,000 MNIST digits, {members} members, no gradients")
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=120)
     plt.close(figure)
@@ -306,11 +326,13 @@ def plot(run: Run, file: Path) -> None:
 # ---- command line ------------------------------------------------------------------------------
 
 
-def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict]:
+def parse(argv: Sequence[str] | None, kind: type[Run]) -> tuple[argparse.Namespace, dict]:
     """Return what this call does, and those of the run's options that were given."""
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], argument_default=argparse.SUPPRESS
+        description=f"Train {kind.title} on MNIST digits without a gradient.",
+        argument_default=argparse.SUPPRESS,
     )
+    default = kind.defaults
 
     def positive(kind: type) -> Callable[[str], float]:
         def convert(text: str) -> float:
@@ -328,16 +350,21 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict]:
     call.add_argument("--resume", type=Path, metavar="FILE", default=None, help="a checkpoint")
     call.add_argument("--no-costs", action="store_true", default=False, help="skip the timings")
     run = parser.add_argument_group("the run (kept in its checkpoints)")
-    run.add_argument("--directions", type=positive(int), help="half the population (64)")
-    run.add_argument("--noise", choices=("normal", "rademacher"), help="(rademacher)")
-    run.add_argument("--batch", type=positive(int), help="images that all members see (512)")
-    run.add_argument("--loss", choices=tuple(LOSSES), help="(cross_entropy)")
-    run.add_argument("--sigma", type=positive(float), help="noise scale (0.1)")
-    run.add_argument("--lr", type=positive(float), help="learning rate of Adam (0.01)")
-    run.add_argument("--lr-decay", type=positive(int), help="generations until it falls (200)")
-    run.add_argument("--seed", type=int, help="of weights, noise and minibatches (0)")
+    described: dict[str, dict] = {
+        "directions": {"type": positive(int), "help": "half the population"},
+        "noise": {"choices": tuple(kind.noises), "help": "family of the perturbations"},
+        "batch": {"type": positive(int), "help": "images that all members see"},
+        "loss": {"choices": tuple(LOSSES), "help": "what members are ranked by"},
+        "sigma": {"type": positive(float), "help": "noise scale"},
+        "lr": {"type": positive(float), "help": "learning rate of Adam"},
+        "lr_decay": {"type": positive(int), "help": "generations until it falls"},
+        "seed": {"type": int, "help": "of weights, noise and minibatches"},
+    }
+    for name, settings in described.items():
+        settings["help"] += f" ({default[name]})"
+        run.add_argument("--" + name.replace("_", "-"), **settings)
     options = parser.parse_args(argv)
-    given = {name: getattr(options, name) for name in RUN if hasattr(options, name)}
+    given = {name: getattr(options, name) for name in default if hasattr(options, name)}
     if given.get("batch", 1) > TRAIN:
         parser.error(f"--batch: there are {TRAIN} images to train on, got {given['batch']}")
     if options.device.type == "cuda" and not torch.cuda.is_available():
@@ -345,25 +372,28 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict]:
     return options, given
 
 
-def main(argv: Sequence[str] | None = None) -> Run:
+def main(argv: Sequence[str] | None = None, kind: type[Run] = Run) -> Run:
     """Train, report and return the run."""
-    options, given = parse(argv)
-    settings, checkpoint = {**RUN, **given}, None
+    options, given = parse(argv, kind)
+    settings, checkpoint = {**kind.defaults, **given}, None
     if options.resume is not None:
         if not options.resume.is_file():
             sys.exit(f"--resume: no such file: {options.resume}")
         checkpoint = torch.load(options.resume, map_location=options.device, weights_only=True)
+        if checkpoint["name"] != kind.name:
+            sys.exit(f"--resume: {options.resume} is of {checkpoint['name']}, not {kind.name}")
         settings = checkpoint["options"]
         changed = {k: v for k, v in given.items() if v != settings[k]}
         if changed:
             sys.exit(f"--resume: the run in {options.resume} has other options than {changed}")
     digits = load_digits()
-    run = Run(settings, options.device, digits)
+    run = kind(settings, options.device, digits)
     if checkpoint is not None:
         run.load(checkpoint)
         print(f"resumed at generation {run.nes.steps}, {run.seconds:.0f} s of training")
     print(", ".join(f"{name} {value}" for name, value in settings.items()))
-    taken = train(run, options.seconds, options.generations, options.out / "nes_mnist.pt")
+    saved, drawn = (options.out / f"{kind.name}.{ending}" for ending in ("pt", "png"))
+    taken = train(run, options.seconds, options.generations, saved)
     print(
         f"test accuracy {run.accuracy():.1%} after {run.seconds:.0f} s of training: "
         f"{run.nes.steps:,} generations, {run.nes.stats['evaluations']:,} evaluations of members "
@@ -372,11 +402,11 @@ def main(argv: Sequence[str] | None = None) -> Run:
     if taken:
         rate = 2 * settings["directions"] / statistics.median(taken)
         print(f"{rate:,.0f} evaluations per second (median generation)")
-    plot(run, options.out / "nes_mnist.png")
-    print(f"learning curve: {options.out / 'nes_mnist.png'}")
-    print(f"checkpoint:     {options.out / 'nes_mnist.pt'}")
+    plot(run, drawn)
+    print(f"learning curve: {drawn}")
+    print(f"checkpoint:     {saved}")
     if not options.no_costs:
-        print(cost_table(Run(settings, options.device, digits)))
+        print(kind(settings, options.device, digits).costs())
     return run
 
 
