@@ -377,6 +377,13 @@ def test_statistics_without_parameters_are_not_mixed_either():
         same(pm.member(d, -1)(x[rows]), y[rows])
 
 
+def test_conversion_finds_statistics_without_parameters():
+    net = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6, affine=False))
+    convert(net, D)
+    assert type(net[1]) is PerturbedBatchNorm1d
+    assert type(revert(net)[1]) is nn.BatchNorm1d
+
+
 @torch.no_grad()
 def test_unperturbed_forwards_update_the_running_statistics():
     layer, _ = population(KINDS["batch_norm1d"])
@@ -438,6 +445,7 @@ def test_empty_batches_stay_empty(kind):
 
 
 @pytest.mark.parametrize("name", ["layer_norm", "rms_norm", "group_norm", "batch_norm2d"])
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")  # torch's, of its own layer
 @torch.no_grad()
 def test_autocast_gives_the_dtype_of_the_torch_layer(name):
     kind = KINDS[name]
