@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from bench import eggroll, linear, nesgpu, network, report, variance
+from bench import eggroll, linear, models, nesgpu, network, report, variance
 from bench.common import Options, Result, machine
 from bench.variance import Cosine
 
@@ -20,6 +20,7 @@ SUITES: dict[str, Callable[[Options], tuple[list, list[str]]]] = {
     "eggroll": eggroll.run,
     "nesgpu": nesgpu.run,
     "network": network.run,
+    "models": models.run,
     "variance": variance.run,
 }
 DEFAULT = [name for name in SUITES if name != "variance"]  # the suites that measure time
