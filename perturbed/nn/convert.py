@@ -30,9 +30,12 @@ def convert(
     ``state_dict``; tied parameters stay tied and have one noise. Layers that are perturbed already
     are left alone. So are layers without a twin, such as subclasses of torch's layers, which may
     do anything in their forward; layers whose weight a parametrization or pruning computes; layers
-    that share a parameter with one that stays as it is; and those whose weight another module
-    reads without calling them. :func:`perturbed.conversion_report` lists them with the reason, and
-    a UserWarning says so if trainable parameters stay without noise that nobody left out.
+    that share a parameter with one that stays as it is; and the output layer of an attention that
+    does. :func:`perturbed.conversion_report` lists them with the reason, and a UserWarning says so
+    if trainable parameters stay without noise that nobody left out.
+
+    A layer is perturbed where it is called. A module that reads ``layer.weight`` instead sees the
+    unperturbed weight; ``pm.summary(example_input)`` says which layers are not called.
 
     A selector is a name pattern as of :mod:`fnmatch` ("encoder.*.proj"), a module type, or a
     predicate ``(name, module) -> bool``. Patterns and types that fit a module hold for all that it
