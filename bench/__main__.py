@@ -10,13 +10,14 @@ from pathlib import Path
 
 import torch
 
-from bench import eggroll, linear, models, nesgpu, network, report, variance
+from bench import conv, eggroll, linear, models, nesgpu, network, report, variance
 from bench.common import Options, Result, machine
 from bench.variance import Cosine
 
 SUITES: dict[str, Callable[[Options], tuple[list, list[str]]]] = {
     "linear": linear.run,
     "update": linear.run_update,
+    "conv": conv.run,
     "eggroll": eggroll.run,
     "nesgpu": nesgpu.run,
     "network": network.run,

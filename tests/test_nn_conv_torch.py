@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from families import FAMILIES, signs
 from geometries import GEOMETRIES, SIGMA, D
-from test_nn_conv import WAYS
+from test_nn_conv import SOME, WAYS
 from test_nn_conv import way as way
 from torch import nn
 from zoo import same
@@ -23,8 +23,7 @@ from perturbed.testing import (
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 each_family = pytest.mark.parametrize("family", FAMILIES)
 each_way = pytest.mark.parametrize("way", WAYS, indirect=True)
-SOME = ["dense-normal", "low-rank-3", "sparse-1", "permuted-both-few", "sign-flip-both-bases"]
-each_of_some = pytest.mark.parametrize("family", SOME)
+each_of_some = pytest.mark.parametrize("family", sorted(SOME))
 
 
 # ---- dtypes ------------------------------------------------------------------------------------

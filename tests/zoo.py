@@ -132,6 +132,19 @@ def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
 
 
+def convnet() -> nn.Module:
+    """Convolutions with padding, stride, groups and a pointwise one."""
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular"),
+        nn.ReLU(),
+        nn.Conv2d(4, 6, 3, stride=2, groups=2, bias=False),
+        nn.Tanh(),
+        nn.Conv2d(6, 3, 1),
+        nn.Flatten(),
+        nn.Linear(12, 3),
+    )
+
+
 KINDS = {
     "linear": Kind(lambda: nn.Linear(6, 3)),
     "mlp": Kind(mlp),
@@ -159,6 +172,7 @@ KINDS = {
             {},
         ),
     ),
+    "convnet": Kind(convnet, _rows(2, 6, 6)),
     "method": Kind(Policy, _rows(1, 4, 4), "act"),
     "heads": Kind(Heads),
 }
