@@ -1,5 +1,8 @@
 """Whole models that others wrote: each row is its member, the estimate sums the members' noise."""
 
+import copy
+from collections.abc import Callable
+
 import pytest
 import torch
 from architectures import ARCHITECTURES
@@ -10,6 +13,7 @@ from zoo import same
 import perturbed
 from perturbed import Dense, LowRank, Permuted, PerturbedModel, SignFlip, Sparse
 from perturbed.nn.cost import count_multiply_adds
+from perturbed.noise import NoiseFamily
 
 D, REPEATS, SIGMA = 2, 4, 0.1
 
@@ -29,19 +33,26 @@ each_family = pytest.mark.parametrize("noise", FAMILIES, ids=str)
 pytestmark = pytest.mark.filterwarnings("ignore:convert left")
 
 
-def too_small(name: str, module: nn.Module) -> bool:
-    """Whether a weight has too few entries for a low rank of 2, or no channels to permute."""
-    weight = module._parameters.get("weight")
-    if weight is None or weight.dim() < 2:
+def unfit(noise: NoiseFamily) -> Callable[[str, nn.Module], bool]:
+    """Return the predicate of layers that a family does not fit, such as too small a side."""
+
+    def selector(name: str, module: nn.Module) -> bool:
+        if next(module.children(), None) is not None or not module._parameters:
+            return False
+        try:
+            perturbed.convert(copy.deepcopy(module), D, noise)
+        except ValueError:
+            return True
         return False
-    return min(weight.flatten(1).shape) < 2 or getattr(module, "groups", 1) > 1
+
+    return selector
 
 
 def population(name: str, noise=None) -> tuple[nn.Module, PerturbedModel]:
     """Build an architecture, convert it to a family where that fits, and draw."""
     model = ARCHITECTURES[name].build()
     noise = noise or Dense()
-    perturbed.convert(model, D, {too_small: Dense(noise.distribution), "*": noise})
+    perturbed.convert(model, D, {unfit(noise): Dense(noise.distribution), "*": noise})
     pm = PerturbedModel(model, D, sigma=SIGMA, seed=3)
     pm.set_noise()
     return model, pm
@@ -65,6 +76,7 @@ def members(pm: PerturbedModel):
 @torch.no_grad()
 def test_every_row_is_its_member_and_the_estimate_their_sum(name, noise):
     model, pm = population(name, noise)
+    assert any(layer.noise == noise for layer in pm.layers())
     inputs = ARCHITECTURES[name].inputs(REPEATS * D)
     before = scores(model(**inputs))
     together = scores(pm(**inputs))
