@@ -234,6 +234,31 @@ def test_replicated_rows_cost_one_convolution_of_them(geometry, monkeypatch):
     assert set(rows) == {40}
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("short", [False, True], ids=["rows", "replicated"])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@each_of_some
+@torch.no_grad()
+def test_a_gpu_computes_what_the_cpu_does(family, geometry, short):
+    kind = GEOMETRIES[geometry]
+    if (family, geometry) == ("permuted-both-few", "depthwise"):
+        return  # refused, see test_nn_conv.py
+    layer, pm = kind.population(FAMILIES[family], dtype=torch.float32)
+    x = kind.inputs(4 if short else 4 * D).float()
+    expected = pm(pm.replicate(x) if short else x)
+    weights = torch.randn(D)
+    pm.set_grad(weights)
+    grads = [p.grad.clone() for p in layer.parameters()]
+    pm.cuda()
+    x = x.cuda()
+    # TF32 is the default of cuDNN's convolutions: products are rounded, the noise is not lost.
+    y = pm(pm.replicate(x) if short else x).cpu()
+    assert (y - expected).norm() < 5e-3 * expected.norm()
+    pm.set_grad(weights.cuda())
+    for parameter, grad in zip(layer.parameters(), grads, strict=True):
+        torch.testing.assert_close(parameter.grad.cpu(), grad, rtol=1e-3, atol=1e-3)
+
+
 def test_the_global_random_state_is_untouched():
     _, pm = GEOMETRIES["groups"].population(FAMILIES["permuted-both"])
     before = torch.get_rng_state()
