@@ -256,7 +256,7 @@ def test_frozen_parameters_and_foreign_gradients_are_left_alone():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
     net[0].bias.requires_grad_(False)
-    perturbed.convert(net, directions=8)
+    perturbed.convert(net, directions=8, exclude=nn.LayerNorm)
     pm = PerturbedModel(net, 8)
     nes = NES(pm, torch.optim.SGD(net.parameters(), 0.1), weight_decay=0.1)
     before = {n: p.detach().clone() for n, p in net.named_parameters()}
