@@ -70,7 +70,6 @@ def layers(net):
         ({nn.ModuleList: None, nn.Conv2d: SIGNS}, [None] * 4 + [Dense()]),
         ({lambda name, m: name.endswith("down"): SIGNS}, [Dense(), SIGNS, Dense(), SIGNS, Dense()]),
     ],
-    ids=str,
 )  # fmt: skip
 def test_noise_by_mapping(noise, expected):
     net = perturbed.convert(Net(), D, noise)
@@ -103,7 +102,6 @@ def test_a_model_of_several_families_is_its_members():
         (lambda name, m: "head" not in name, None, LAYERS[:4]),
         ("", "blocks", ["head"]),
     ],
-    ids=str,
 )
 def test_include_and_exclude(include, exclude, expected):
     with warnings.catch_warnings():
