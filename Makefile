@@ -69,6 +69,9 @@ install: $(EXTENSION) ## make `import perturbed` work from any folder in .venv
 # Threads that sleep at a barrier instead of spinning: several times faster where others use the
 # machine too, a few per cent slower where nobody does.
 demo demo-conv test test-all: export OMP_WAIT_POLICY ?= PASSIVE
+# Tests run file by file in a process per core, of one thread each; those about threads say so.
+test test-all: export OMP_NUM_THREADS ?= 1
+PARALLEL := -n auto --dist loadfile
 
 demo: $(EXTENSION) ## train a network of hard signs on MNIST digits
 	PYTHONPATH=. $(PY) docs/examples/nes_mnist.py $(ARGS)
@@ -79,10 +82,10 @@ demo-conv: $(EXTENSION) ## train a convolutional network on the number of its er
 # ---- tests ------------------------------------------------------------------------------------
 
 test: $(EXTENSION) ## tests without the slow ones and the CUDA ones
-	$(PY) -m pytest -q -m "not slow and not cuda" $(ARGS)
+	$(PY) -m pytest -q $(PARALLEL) -m "not slow and not cuda" $(ARGS)
 
 test-all: $(EXTENSION) ## tests with the slow ones; CUDA ones where there is a GPU
-	$(PY) -m pytest -q $(ARGS)
+	$(PY) -m pytest -q $(PARALLEL) $(ARGS)
 
 test-cuda: $(EXTENSION) ## the CUDA tests alone, on a machine with a GPU
 	$(PY) -m pytest -q -m cuda $(ARGS)
