@@ -20,6 +20,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -209,9 +210,9 @@ def main() -> None:
     if chosen.device.type == "cuda":
         print(torch.cuda.max_memory_allocated(chosen.device))
         return
-    import resource  # not on Windows
-
-    print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    # Not getrusage: its peak starts at the parent's.
+    status = Path("/proc/self/status").read_text().splitlines()
+    print(1024 * int(next(line for line in status if line.startswith("VmHWM:")).split()[1]))
 
 
 if __name__ == "__main__":
