@@ -151,8 +151,11 @@ class Permuted(SharedBase):
         antithetic = state.is_antithetic(y.shape[0] // directions)
         permute_in, permute_out = self.sides(rows, cols)
         # Scaled before it is rounded to the layer's dtype.
-        base = self._scaled_base(site, rows, cols, y.new_empty((), dtype=wide_like(y)))
-        base = (base * sigma.to(base.dtype)).to(y.dtype)
+        wide = y.new_empty((), dtype=wide_like(y))
+        base = self.scaled_bases(site, rows, cols, wide, sigma)[0]
+        if base.numel() < rows * cols:
+            base.mul_((rows * cols / base.numel()) ** 0.5)
+        base = base.to(y.dtype)
         in_place = not needs_grad(y, x)
         if permute_in:
             # The rows' signs s go where every row has its own product.

@@ -93,6 +93,15 @@ class SharedBase(NoiseFamily):
         )
         return drawn.view(*index.shape, drawn.shape[2])
 
+    def scaled_bases(
+        self, site: LayerNoise, rows: int, cols: int, like: Tensor, scale: Tensor
+    ) -> Tensor:
+        """The base matrices times ``scale``, in a tensor of their own."""
+        held = site.state.held.get(site.stream(STREAM_SHARED))
+        if held is not None:
+            return held.to(like.dtype) * scale
+        return self._draw(site, rows, cols, like).mul_(scale)
+
     def allocate(self, weight: Tensor, site: LayerNoise) -> None:
         """Hold the base matrices of this draw, if storage is "stored"."""
         if self.storage != "stored" or site.weight < 0:

@@ -97,8 +97,8 @@ class SignFlip(SharedBase):
         antithetic = state.is_antithetic(y.shape[0] // directions)
         flip_in, flip_out = choose_sides(self.flip, y.shape[2], x.shape[2])
         # Scaled before it is rounded to the layer's dtype.
-        bases = self.bases(site, y.shape[2], x.shape[2], y.new_empty((), dtype=wide_like(y)))
-        bases = (bases * sigma.to(bases.dtype)).to(y.dtype)
+        wide = y.new_empty((), dtype=wide_like(y))
+        bases = self.scaled_bases(site, y.shape[2], x.shape[2], wide, sigma).to(y.dtype)
         in_place = not needs_grad(y, x)
         # The rows' signs s go where every row has its own product.
         early = antithetic and not flip_out and not shared
