@@ -1,5 +1,6 @@
 """convert's choices: noise by mapping, include and exclude; what stays without noise; errors."""
 
+import functools
 import warnings
 
 import pytest
@@ -331,6 +332,16 @@ def test_what_cannot_be_converted_is_named_and_nothing_changes(make, options, er
 def test_what_is_excluded_is_in_nobodys_way(make):
     net = perturbed.convert(make(), D, exclude="1")
     assert type(net[0]) is PerturbedLinear
+
+
+def test_a_layer_with_a_forward_of_its_own_is_reported():
+    """Hooks of other libraries replace the forward of an instance, which a class swap misses."""
+    net = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    net[1].forward = functools.partial(nn.Linear.forward, net[1])
+    with pytest.warns(UserWarning, match="left 42 parameters without noise: 1 "):
+        perturbed.convert(net, D)
+    assert (type(net[0]), type(net[1])) == (PerturbedLinear, nn.Linear)
+    assert "its forward was replaced on the instance" in str(perturbed.conversion_report(net))
 
 
 def test_vectors_may_be_wider_than_matrices():

@@ -58,6 +58,9 @@ class Survey:
             why = LEFT_OUT
         elif twin is None:
             why = why_no_twin(type(module))
+        elif "forward" in module.__dict__:
+            # It would go past the perturbed class's forward, and stay unperturbed unnoticed.
+            why = "its forward was replaced on the instance"
         else:
             why = twin.why_not_convertible(module)
             if why is None:
