@@ -1,0 +1,283 @@
+"""What the optimizers of a population share: ask and tell, the rules for NaN, numbers for a log."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..model import PerturbedModel
+
+
+class PopulationOptimizer(ABC):
+    """Base of optimizers that score a population and learn from its losses.
+
+    A subclass says how a population is drawn (:meth:`_draw`), what its losses change
+    (:meth:`_update`), and what else a resumed run needs (:meth:`_state`, :meth:`_load_state`).
+
+    ``step(closure)`` does all of it; ``ask()`` and ``tell(values)`` are its two halves, for losses
+    that come from elsewhere. Losses that are NaN or infinite never win and never poison an update;
+    ``stats`` counts them.
+
+    Args:
+        maximize: whether values are to be raised instead of lowered; the sign is flipped on
+            arrival.
+
+    Attributes:
+        steps: populations told so far.
+        evaluations: members scored so far.
+    """
+
+    def __init__(self, maximize: bool) -> None:
+        """Check and store; nothing is drawn yet."""
+        if not isinstance(maximize, bool):
+            raise TypeError(f"maximize must be True or False, got {maximize!r}")
+        self.maximize = maximize
+        self.steps = 0
+        self.evaluations = 0
+        self._asked = False
+        # Of the last step, then of all steps; on the model's device, so that tell() waits for
+        # nothing.
+        self._last: dict[str, Tensor] = {}
+        self._nonfinite_total: Tensor | int = 0
+
+    # ---- what a subclass says ------------------------------------------------------------------
+
+    @abstractmethod
+    def _draw(self) -> Any:
+        """Make the next population; return what ``ask`` returns."""
+
+    @abstractmethod
+    def _members(self, values: Any) -> Tensor:
+        """Bring what ``tell`` got to floating-point member values, or say what is wrong with it."""
+
+    @abstractmethod
+    def _update(self, losses: Tensor) -> None:
+        """Learn from the member losses, lower is better; some may not be finite."""
+
+    @abstractmethod
+    def _state(self) -> dict[str, Any]:
+        """Return the entries of ``state_dict`` beside the counters."""
+
+    @abstractmethod
+    def _load_state(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`_state`; the entries are all there."""
+
+    def _snapshot(self) -> Any:
+        """Return what :meth:`_restore` needs to undo a draw."""
+        return None
+
+    def _restore(self, snapshot: Any) -> None:  # noqa: B027 (some draw nothing)
+        """Undo the draws since :meth:`_snapshot`."""
+
+    def _score(self, closure: Callable[..., Any]) -> Any:
+        """Have ``closure`` score the population."""
+        return closure()
+
+    # ---- one step ------------------------------------------------------------------------------
+
+    def ask(self) -> Any:
+        """Make the next population, to be scored and told."""
+        population = self._draw()
+        self._asked = True
+        return population
+
+    @torch.no_grad()
+    def tell(self, values: Any) -> Tensor:
+        """Learn from what the population of the last ``ask`` scored.
+
+        Args:
+            values: one per row, (B,), which are averaged per member, or one per member. A tensor or
+                what ``torch.as_tensor`` takes; integers and booleans are converted, so counts of
+                errors will do.
+
+        Returns:
+            () mean over the finite members, in the sign of ``values``; NaN if there is none.
+
+        Raises:
+            RuntimeError: no ``ask`` since the last ``tell``.
+            ValueError: another number of values.
+            TypeError: values that are no real numbers.
+        """
+        if not self._asked:
+            raise RuntimeError("tell: there is no population to score; call ask() first")
+        members = self._members(values)
+        self._update(-members if self.maximize else members)
+        self._asked = False
+        self.steps += 1
+        self.evaluations += members.numel()
+        return self._record(members)
+
+    def step(self, closure: Callable[..., Any]) -> Tensor:
+        """Ask, score with ``closure`` and tell; without recording gradients.
+
+        If ``closure`` raises, the draw goes back to where it was and nothing else has changed: the
+        next step uses the noise that this one would have used.
+
+        Args:
+            closure: returns the values that :meth:`tell` takes, usually row losses of ``pm(x)``.
+
+        Returns:
+            () mean over the finite members, as :meth:`tell`.
+        """
+        before, asked, steps = self._snapshot(), self._asked, self.steps
+        try:
+            self.ask()
+            with torch.no_grad():
+                values = self._score(closure)
+            return self.tell(values)
+        except BaseException:
+            if self.steps == steps:  # nothing has been learned
+                self._restore(before)
+                self._asked = asked
+            raise
+
+    def _record(self, members: Tensor) -> Tensor:
+        """Keep the numbers of :attr:`stats`; return the mean."""
+        finite = members.isfinite()
+        count = finite.sum()
+        mean = torch.where(finite, members, 0).sum() / count
+        worst = -torch.inf if self.maximize else torch.inf
+        usable = torch.where(finite, members, worst)
+        best = usable.max() if self.maximize else usable.min()
+        nonfinite = members.numel() - count
+        self._last = {"mean": mean, "best": best, "nonfinite": nonfinite}
+        self._nonfinite_total = self._nonfinite_total + nonfinite
+        return mean
+
+    # ---- what happened so far ------------------------------------------------------------------
+
+    @property
+    def stats(self) -> dict[str, float | int]:
+        """Numbers for a log. Reading them waits for the device; ``tell`` does not.
+
+        ``steps`` and ``evaluations`` (members scored) so far; ``mean`` and ``best`` member value of
+        the last step, in the sign of the values, over its finite members; ``nonfinite``, how many
+        were not, and ``nonfinite_total`` of all steps.
+        """
+        return {
+            "steps": self.steps,
+            "evaluations": self.evaluations,
+            "mean": float(self._last.get("mean", math.nan)),
+            "best": float(self._last.get("best", math.nan)),
+            "nonfinite": int(self._last.get("nonfinite", 0)),
+            "nonfinite_total": int(self._nonfinite_total),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs beside the model's parameters.
+
+        Plain numbers and tensors, which ``torch.load(weights_only=True)`` takes. A learning-rate
+        scheduler has a ``state_dict`` of its own.
+        """
+        return {**self._state(), "asked": self._asked, "stats": self.stats}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state_dict`, bit for bit if the parameters are restored as well.
+
+        Raises:
+            TypeError: no dictionary.
+            ValueError: entries missing or unknown, or those of another kind of run.
+        """
+        name = type(self).__name__
+        if not isinstance(state, dict):
+            raise TypeError(
+                f"state must be a dict from {name}.state_dict, got {type(state).__name__}"
+            )
+        expected = {*self._state(), "asked", "stats"}
+        if set(state) != expected:
+            raise ValueError(f"state must have the entries {sorted(expected)}, got {sorted(state)}")
+        self._load_state(state)
+        self._asked = bool(state["asked"])
+        stats = state["stats"]
+        self.steps = int(stats["steps"])
+        self.evaluations = int(stats["evaluations"])
+        self._nonfinite_total = int(stats["nonfinite_total"])
+        self._last = {name: torch.as_tensor(stats[name]) for name in ("mean", "best", "nonfinite")}
+
+
+# ---- what subclasses check ---------------------------------------------------------------------
+
+
+def check_model(pm: object) -> PerturbedModel:
+    """Return ``pm`` if it is a PerturbedModel."""
+    if not isinstance(pm, PerturbedModel):
+        raise TypeError(f"pm must be a PerturbedModel, got {type(pm).__name__}")
+    return pm
+
+
+def check_number(
+    name: str,
+    value: object,
+    low: float = 0.0,
+    high: float = math.inf,
+    above: bool = False,
+) -> float:
+    """Return ``value`` as a float if it is a finite number from ``low`` to ``high``.
+
+    Args:
+        name: of the argument, for the message.
+        value: what came.
+        low: the least value.
+        high: the largest value.
+        above: whether ``low`` itself is excluded.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    fits = math.isfinite(value) and (low < value if above else low <= value) and value <= high
+    if not fits:
+        bound = f"greater than {low:g}" if above else f"at least {low:g}"
+        limit = "" if high == math.inf else f" and at most {high:g}"
+        raise ValueError(f"{name} must be finite and {bound}{limit}, got {value}")
+    return float(value)
+
+
+def to_numbers(values: Any, device: torch.device) -> Tensor:
+    """Bring values to a floating-point tensor on ``device``, wide enough to average.
+
+    Raises:
+        TypeError: what is no tensor of real numbers.
+    """
+    try:
+        values = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"values must be a tensor of numbers, got {type(values).__name__} ({error})"
+        ) from None
+    if values.is_complex():
+        raise TypeError(f"values must be real numbers, got {values.dtype}")
+    # Wide enough to average without overflow, and for counts to stay exact.
+    if not values.is_floating_point():
+        values = values.to(torch.float64)
+    elif values.itemsize < 4:
+        values = values.to(torch.float32)
+    return values.detach().to(device)
+
+
+def member_values(values: Any, pm: PerturbedModel, device: torch.device) -> Tensor:
+    """Bring values, one per row or one per member, to (S, D) member values on ``device``.
+
+    Args:
+        values: (B,), averaged per member, or (S, D); what :func:`to_numbers` takes.
+        pm: whose population they are of.
+        device: of the result.
+
+    Raises:
+        ValueError: another number of values.
+        TypeError: what is no tensor of real numbers.
+    """
+    values = to_numbers(values, device)
+    d, antithetic = pm.directions, pm.state.antithetic
+    signs = {None: (1, 2), True: (2,), False: (1,)}[antithetic]
+    if values.dim() == 2 and values.shape[1] == d and values.shape[0] in signs:
+        return values
+    if values.dim() == 1 and values.numel() > 0 and values.numel() % d == 0:
+        return pm.member_mean(values)
+    raise ValueError(
+        f"values must be one per row, (B,) with B a multiple of D = {d} directions, or one per "
+        f"member, (S, D) with S = {' or '.join(map(str, signs))}, got {tuple(values.shape)}"
+    )
