@@ -1,0 +1,5 @@
+"""Reinforcement learning for populations: batched environments and their rollouts."""
+
+from .env import BatchEnv
+
+__all__ = ["BatchEnv"]
