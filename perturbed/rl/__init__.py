@@ -1,5 +1,6 @@
 """Reinforcement learning for populations: batched environments and their rollouts."""
 
+from .classic import Acrobot, CartPole, MountainCarContinuous, Pendulum
 from .env import BatchEnv
 
-__all__ = ["BatchEnv"]
+__all__ = ["Acrobot", "BatchEnv", "CartPole", "MountainCarContinuous", "Pendulum"]
