@@ -61,12 +61,13 @@ from .nn import (
     revert,
 )
 from .noise import Dense, LowRank, Permuted, SignFlip, Sparse
-from .optim import NES
+from .optim import ARS, NES
 from .replicate import Replicated
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ARS",
     "NES",
     "Dense",
     "LowRank",

@@ -1,0 +1,166 @@
+"""What evolution strategies share: a PerturbedModel's noise, an estimate, and a torch optimizer."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from ..model import PerturbedModel
+from ..noise.state import as_int
+from .base import PopulationOptimizer, check_model, member_values
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """What has a state that a resumed run needs, such as running statistics of observations."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, in plain numbers and tensors."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """Restore it."""
+
+
+class EvolutionStrategy(PopulationOptimizer):
+    """Base of optimizers that turn the losses of perturbed members into ``.grad``, and step.
+
+    A subclass says how (:meth:`_estimate`). The search distribution is the model's noise around its
+    parameters; ``optimizer`` moves them.
+
+    Args:
+        pm: the model and its population.
+        optimizer: over its parameters; descends along the estimate. One whose ``step`` needs no
+            closure. Learning-rate schedulers are put on it as usual.
+        maximize: whether values are to be raised instead of lowered.
+        sigma_schedule: step number (0 for the first) -> sigma of that step; default: the model's.
+        reuse: steps that share their random numbers while the parameters move on: noise-reuse
+            evolution strategies, for episodes that are scored a window at a time (Li, Harrison,
+            Sohl-Dickstein, Smith, Metz: "Noise-Reuse in Online Evolution Strategies", 2023).
+            Steps 0, ``reuse``, 2 ``reuse`` ... draw afresh: start new episodes where
+            ``steps % reuse == 0``, and a member then sees the same perturbation throughout its
+            episode.
+        normalizer: whose ``state_dict`` belongs to this one's, such as running statistics of
+            observations that the closure updates. A step that raises restores it.
+
+    Raises:
+        TypeError: arguments of another type.
+        ValueError: reuse below 1, an optimizer without any perturbed parameter.
+    """
+
+    def __init__(
+        self,
+        pm: PerturbedModel,
+        optimizer: torch.optim.Optimizer,
+        maximize: bool,
+        sigma_schedule: Callable[[int], float] | None,
+        reuse: int,
+        normalizer: Stateful | None,
+    ) -> None:
+        """Check and store the arguments; nothing is drawn yet."""
+        super().__init__(maximize)
+        self.pm = check_model(pm)
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(
+                f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
+            )
+        if sigma_schedule is not None and not callable(sigma_schedule):
+            raise TypeError(
+                f"sigma_schedule must be a function of the step number, got {sigma_schedule!r}"
+            )
+        if normalizer is not None and not isinstance(normalizer, Stateful):
+            raise TypeError(
+                "normalizer must have state_dict and load_state_dict, got "
+                f"{type(normalizer).__name__}"
+            )
+        self.optimizer = optimizer
+        self.sigma_schedule = sigma_schedule
+        self.reuse = as_int("reuse", reuse)
+        if self.reuse < 1:
+            raise ValueError(f"reuse must be at least 1, got {reuse}")
+        self.normalizer = normalizer
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if not any(id(p) in held for p in self._parameters()):
+            raise ValueError(
+                "optimizer must hold parameters that the model perturbs, got none of them; make it "
+                "from the parameters of the converted model"
+            )
+
+    @abstractmethod
+    def _estimate(self, losses: Tensor) -> None:
+        """Set ``.grad`` of the perturbed parameters from (S, D) losses, some maybe not finite."""
+
+    def _parameters(self) -> list[nn.Parameter]:
+        """Return the perturbed parameters, each once."""
+        return perturbed_parameters(self.pm)
+
+    # ---- one step ------------------------------------------------------------------------------
+
+    def ask(self) -> PerturbedModel:
+        """Draw noise and return the model, whose rows are now the next population.
+
+        The noise is fresh unless ``reuse`` keeps it.
+
+        Raises:
+            ValueError: sigma is 0 (the estimate divides by it), or what sigma_schedule returned is
+                no valid sigma.
+        """
+        return super().ask()
+
+    def _draw(self) -> PerturbedModel:
+        sigma = self.pm.sigma if self.sigma_schedule is None else self.sigma_schedule(self.steps)
+        self._check_sigma(sigma)
+        if self.steps % self.reuse == 0 or not self.pm.state.drawn:
+            self.pm.set_noise(sigma)
+        else:
+            self.pm.set_noise_scale(sigma)
+        return self.pm
+
+    def _snapshot(self) -> Any:
+        normalizer = None
+        if self.normalizer is not None:  # its tensors change in place
+            normalizer = copy.deepcopy(self.normalizer.state_dict())
+        return self.pm.get_extra_state(), normalizer
+
+    def _restore(self, snapshot: Any) -> None:
+        draw, normalizer = snapshot
+        self.pm.set_extra_state(draw)
+        if self.normalizer is not None:
+            self.normalizer.load_state_dict(normalizer)
+
+    def _members(self, values: Any) -> Tensor:
+        self._check_sigma(self.pm.sigma)
+        return member_values(values, self.pm, self._parameters()[0].device)
+
+    def _update(self, losses: Tensor) -> None:
+        self._estimate(losses)
+        self.optimizer.step()
+
+    @staticmethod
+    def _check_sigma(sigma: float) -> None:
+        if sigma == 0:
+            raise ValueError("sigma must be greater than 0 to estimate a gradient, got 0")
+
+    # ---- resuming ------------------------------------------------------------------------------
+
+    def _state(self) -> dict[str, Any]:
+        state = {"optimizer": self.optimizer.state_dict(), "noise": self.pm.get_extra_state()}
+        if self.normalizer is not None:
+            state["normalizer"] = self.normalizer.state_dict()
+        return state
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.pm.set_extra_state(state["noise"])
+        if self.normalizer is not None:
+            self.normalizer.load_state_dict(state["normalizer"])
+
+
+def perturbed_parameters(pm: PerturbedModel) -> list[nn.Parameter]:
+    """Return the perturbed parameters of a model, each once."""
+    found = {id(p): p for layer in pm.layers() for p, _ in layer.perturbed_parameters().values()}
+    return list(found.values())
