@@ -60,7 +60,7 @@ from .nn import (
     register_twin,
     revert,
 )
-from .noise import Dense, LowRank, Permuted, SignFlip, Sparse
+from .noise import Dense, Explicit, LowRank, Permuted, SignFlip, Sparse
 from .optim import ARS, NES
 from .replicate import Replicated
 
@@ -70,6 +70,7 @@ __all__ = [
     "ARS",
     "NES",
     "Dense",
+    "Explicit",
     "LowRank",
     "LowRankConv2d",
     "LowRankLinear",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from .nn.convert import revert
 from .nn.cost import count_multiply_adds, multiply_adds
 from .nn.fused import without_fused_layers
 from .nn.report import conversion_report, format_table
+from .noise.explicit import check_members
 from .noise.state import NoiseState, as_int, check_seed
 from .replicate import Replicated, replicate_rows
 
@@ -114,9 +115,30 @@ class PerturbedModel(nn.Module):
                 "(requires_grad=False)"
             )
         self._refuse_other_users(set(owner))
+        self._set_kind(
+            [layer for layer, ids in places if {i for pair in ids for i in pair} - {None}]
+        )
         for layer, ids in places:
             layer.attach(self.state, ids)
         self._fix_rows([layer for layer, _ in places])
+
+    def _set_kind(self, layers: list[PerturbedLayer]) -> None:
+        """Note whether the members are given or drawn, which is the same in all layers."""
+        kinds = {layer.noise.absolute: layer.noise for layer in layers}
+        if len(kinds) > 1:
+            raise ValueError(
+                f"layers must all have {kinds[True]}, members that are given, or all have noise, "
+                f"got {kinds[False]} too; freeze the parameters that members share"
+            )
+        absolute = True in kinds
+        if absolute and self.state.antithetic:
+            raise ValueError(
+                f"antithetic must be False or None, got True: the members of {kinds[True]} have no "
+                "sign"
+            )
+        self.state.absolute = absolute
+        if absolute:
+            self.state.antithetic = False
 
     @staticmethod
     def _fix_rows(layers: list[PerturbedLayer]) -> None:
@@ -131,7 +153,7 @@ class PerturbedModel(nn.Module):
         for _, parameter, row in sites:
             agreed[parameter] = row if agreed.get(parameter, row) == row else None
         for site, parameter, _ in sites:
-            site.fixed_row = agreed[parameter]
+            site.fixed_row = None if site.state.absolute else agreed[parameter]
 
     def _refuse_other_users(self, perturbed: set[int]) -> None:
         """Raise ValueError if a module without noise uses a perturbed parameter too.
@@ -261,6 +283,10 @@ class PerturbedModel(nn.Module):
     def set_noise(self, sigma: float | None = None) -> None:
         """Draw fresh noise: move on to the next generation, with a new ``sigma`` if given."""
         self._check_owner()
+        if self.state.absolute:
+            raise RuntimeError(
+                "the members of this model are not drawn; give them to set_members()"
+            )
         self._attach()
         self.state.next_generation(sigma)
         self._make_tensors()
@@ -276,6 +302,75 @@ class PerturbedModel(nn.Module):
         """Change the scale of the current draw; its random numbers stay."""
         self.state.move(self.seed, self.state.generation, sigma)
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()
+    def set_members(self, tensors: Mapping[str, Tensor]) -> None:
+        """Give the members of a model whose layers have :class:`~perturbed.Explicit` noise.
+
+        The tensors are held and not copied: what is written into them is what the next forward
+        sees. Those that require grad get gradients from a backward through it. Members are not part
+        of the ``state_dict``, of copies and of pickles, and ``free_memory`` and moves to another
+        device or dtype let go of them.
+
+        Args:
+            tensors: (D, *shape) of every perturbed parameter, by its name in
+                ``pm.model.named_parameters()``; entry d belongs to member d. Of the parameter's
+                dtype and device, contiguous in a member, with any stride from one to the next.
+
+        Raises:
+            TypeError: no mapping from names to tensors.
+            ValueError: a parameter that is missing or none of the perturbed ones, or a tensor of
+                another shape, dtype, device or layout.
+            RuntimeError: layers of other noise.
+
+        Example:
+            >>> import torch, perturbed
+            >>> from perturbed import Explicit
+            >>> net = perturbed.convert(torch.nn.Linear(8, 4), directions=3, noise=Explicit())
+            >>> pm = perturbed.PerturbedModel(net, directions=3)
+            >>> pm.set_members({"weight": torch.randn(3, 4, 8), "bias": torch.zeros(3, 4)})
+            >>> pm(pm.replicate(torch.ones(5, 8))).shape  # (n * D, out)
+            torch.Size([15, 4])
+        """
+        self._check_owner()
+        if not self.state.absolute:
+            raise RuntimeError(
+                "set_members needs layers with noise=Explicit(); the members of this model are "
+                "drawn by set_noise()"
+            )
+        self._attach()
+        members = check_members(tensors, dict(self._member_parameters()), self.directions)
+        names = {id(parameter): name for name, parameter in self._member_parameters()}
+        explicit = {}
+        for layer in self.layers():
+            for key, (parameter, word) in layer.perturbed_parameters().items():
+                name = names[id(parameter)]
+                try:
+                    explicit[word] = layer.member_matrices(key, members[name])
+                except RuntimeError:
+                    raise ValueError(
+                        f"tensors[{name!r}] must be contiguous in every member, got strides "
+                        f"{members[name].stride()} for shape {tuple(members[name].shape)}"
+                    ) from None
+        self.state.set_members(members, explicit)
+        self._make_tensors()
+
+    def members(self) -> dict[str, Tensor]:
+        """Return the tensors that :meth:`set_members` was given, by name: (D, *shape) each.
+
+        Raises:
+            RuntimeError: before ``set_members``.
+        """
+        self._need_noise("members")
+        if not self.state.absolute:
+            raise RuntimeError("members: those of this model are drawn; see member(d, sign)")
+        return dict(self.state.members)
+
+    def _member_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Name and parameter of all that is perturbed, in the order of ``named_parameters()``."""
+        perturbed = self._perturbed()
+        return ((n, p) for n, p in self.model.named_parameters() if id(p) in perturbed)
+
     def allocate_memory(self) -> None:
         """Hold now what ``storage="stored"`` families hold; they would do so at their first use.
 
@@ -287,7 +382,10 @@ class PerturbedModel(nn.Module):
             layer.allocate()
 
     def free_memory(self) -> None:
-        """Drop all noise and tensors that the draw holds; the next forward makes them again."""
+        """Drop all noise and tensors that the draw holds; the next forward makes them again.
+
+        Members that were given are let go, and the next forward asks for ``set_members``.
+        """
         self.state.drop_memory()
 
     def _make_tensors(self) -> None:
@@ -311,7 +409,7 @@ class PerturbedModel(nn.Module):
     def _need_noise(self, what: str) -> None:
         self._check_owner()
         if not self.state.drawn:
-            raise RuntimeError(f"{what}: no noise has been drawn yet; call set_noise() first")
+            raise RuntimeError(f"{what}: {self.state.undrawn()}")
 
     # ---- the estimate --------------------------------------------------------------------------
 
@@ -416,8 +514,11 @@ class PerturbedModel(nn.Module):
     def member(self, d: int, sign: int = 1) -> nn.Module:
         """Return the plain module that member (sign, d) is: a copy with weights ``W + sign E_d``.
 
+        Where members are given, its weights are E_d, bit for bit.
+
         Raises:
-            ValueError: a direction outside 0 .. D - 1, or a sign other than 1 and -1.
+            ValueError: a direction outside 0 .. D - 1, or a sign other than 1 and -1 (than 1, where
+                members are given).
             TypeError: a direction that is no integer.
             RuntimeError: before the first ``set_noise``.
         """
@@ -427,11 +528,16 @@ class PerturbedModel(nn.Module):
         if sign not in (1, -1):
             raise ValueError(f"sign must be 1 or -1, got {sign!r}")
         self._need_noise("member")
+        if self.state.absolute and sign != 1:
+            raise ValueError("sign must be 1: members that are given have no other, got -1")
         plain = copy.deepcopy(self.model)
         copies = dict(zip(map(id, self.model.parameters()), plain.parameters(), strict=True))
         for key, (_, (layer, name)) in self._perturbed().items():
             noise = layer.parameter_noise(name, d, 1)[0]
-            copies[key].add_(noise * self.state.sigma, alpha=sign)
+            if self.state.absolute:
+                copies[key].copy_(noise)
+            else:
+                copies[key].add_(noise * self.state.sigma, alpha=sign)
         return revert(plain)
 
     def summary(self, *args: Any, **kwargs: Any) -> str:
@@ -465,7 +571,8 @@ class PerturbedModel(nn.Module):
             name = f"{entry.name}: {', '.join(entry.names)}"
             rows.append((name, f"none: {entry.why}", f"{entry.parameters:,}", "0", ""))
         count = sum(parameter.numel() for parameter, _ in self._perturbed().values())
-        held = sum(noise.nbytes for noise in self.state.held.values())
+        state = self.state
+        held = sum(t.nbytes for t in (*state.held.values(), *state.explicit.values()))
         rows.append(("perturbed", "", f"{count:,}", f"{held:,}", ""))
         return format_table(rows)
 

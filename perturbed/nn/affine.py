@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..noise import Dense, NoiseFamily
+from ..noise import NoiseFamily
 from ..noise.base import matrix_shape, needs_grad, wide_like
 from ..noise.state import as_int
 from ..replicate import Replicated
@@ -17,14 +17,13 @@ from .base import PerturbedLayer, check_float
 class VectorLayer(PerturbedLayer):
     """Mixin of layers whose ``weight`` and ``bias``, if any, act element by element.
 
-    Their noise is independent in every element, whatever the family of the model: there is no
-    product whose structure another family could use, and the noise of n elements is small.
+    Their noise is independent in every element, whatever the family of the model.
     """
 
     @classmethod
     def layer_family(cls, noise: NoiseFamily) -> NoiseFamily:
-        """Return dense noise of the family's distribution."""
-        return Dense(noise.distribution)
+        """Return dense noise of the family's distribution, or what the family says."""
+        return noise.for_vectors()
 
     def check_noise(self, directions: int, noise: NoiseFamily) -> None:
         """Accept all: dense noise fits any size, and none where the layer has no parameters."""
@@ -118,12 +117,15 @@ class VectorLayer(PerturbedLayer):
         if stream < 0:
             return value
         state = self.site.state
+        sizes = (1, 1, state.directions, *[1] * (dims - 1 - len(shape)), *shape)
+        if self.noise.absolute:
+            return state.explicit[stream].view(sizes)
         _, sigma = state.tensors(value.device)
         like = value.detach().new_empty((), dtype=wide_like(value))
         noise = self.noise.materialise(
             self.site, stream, 0, state.directions, *matrix_shape(parameter), like
         )
-        noise = (noise * sigma).view(1, 1, -1, *[1] * (dims - 1 - len(shape)), *shape)
+        noise = (noise * sigma).view(sizes)
         return value + (torch.cat((noise, -noise)) if signs == 2 else noise)
 
 

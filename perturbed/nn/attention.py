@@ -11,7 +11,7 @@ from ..noise import NoiseFamily
 from ..noise.base import LayerNoise
 from ..replicate import Replicated
 from .base import PerturbedLayer, Slot, check_float
-from .linear import PerturbedLinear, add_linear
+from .linear import PerturbedLinear
 from .masks import attend, merge_masks
 
 
@@ -227,7 +227,7 @@ class PerturbedMultiheadAttention(PerturbedLayer, nn.MultiheadAttention):
 
     def _in_projection(self, rows: Tensor, short: Replicated | None) -> Tensor:
         weight, bias = self.in_proj_weight, self.in_proj_bias
-        return add_linear(rows, weight, bias, self.noise, self.site, short)
+        return self.noise.linear(rows, weight, bias, self.site, short)
 
     def _project_each(self, *inputs: Tensor) -> list[Tensor]:
         """Return queries, keys and values by weights of their own, (B, T, E) each."""
@@ -235,7 +235,7 @@ class PerturbedMultiheadAttention(PerturbedLayer, nn.MultiheadAttention):
         parts = []
         for x, weight, site in zip(inputs, weights, self.sites, strict=False):
             rows, short = self.enter(x)
-            parts.append(add_linear(rows, weight, None, self.noise, site, short))
+            parts.append(self.noise.linear(rows, weight, None, site, short))
         if self.in_proj_bias is None:
             return parts
         bias = self._vector(self.in_proj_bias, self.sites[3], parts[0])
@@ -254,6 +254,9 @@ class PerturbedMultiheadAttention(PerturbedLayer, nn.MultiheadAttention):
     def _vector(self, parameter: Tensor, site: LayerNoise, like: Tensor) -> Tensor:
         """Return a vector with the noise of every row, (B, 1, n), in the dtype of ``like``."""
         rows = like.shape[0]
+        if self.noise.absolute and site.bias >= 0:
+            members = site.state.explicit[site.bias]  # (D, 1, n)
+            return members.repeat(rows // len(members), 1, 1).to(like.dtype)
         # A copy, even of one row: the noise may be added in place.
         copies = (
             parameter.view(1, 1, -1)

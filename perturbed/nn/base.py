@@ -153,6 +153,14 @@ class PerturbedLayer(nn.Module):
         )
         return noise.view(count, *parameter.shape)
 
+    def member_matrices(self, name: str, members: Tensor) -> Tensor:
+        """View members' values of a parameter, (D, *parameter.shape), as (D, rows, cols) matrices.
+
+        Raises:
+            RuntimeError: strides within a member that no such view has.
+        """
+        return members.view(len(members), *matrix_shape(getattr(self, name)))
+
     def add_estimate(self, name: str, grad: Tensor, weights: Tensor, accumulate: bool) -> None:
         """Write or add ``sum_d weights[d] E_d`` to a contiguous gradient of a parameter."""
         parameter, stream = self.perturbed_parameters()[name]
@@ -182,11 +190,6 @@ def check_family(noise: NoiseFamily | None) -> NoiseFamily:
     if noise is not None and not isinstance(noise, NoiseFamily):
         raise TypeError(f"noise must be a noise family such as Dense(), got {noise!r}")
     return Dense() if noise is None else noise
-
-
-def with_tokens(rows: Tensor) -> Tensor:
-    """Return (B, *, n) as (B, T, n); T is 1 without further dimensions."""
-    return rows.unsqueeze(1) if rows.dim() == 2 else rows.flatten(1, -2)
 
 
 def check_float(input: Tensor) -> None:

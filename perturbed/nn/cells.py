@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from ..noise import NoiseFamily
 from .base import PerturbedLayer, Slot, check_float
-from .linear import add_linear
 from .recurrence import State, advance, check_state
 
 
@@ -41,12 +40,12 @@ class PerturbedCell(PerturbedLayer, nn.RNNCellBase):
         rows, short = self.enter(input)
         self.allocate()
         input_site, hidden_site = self.sites
-        gates = add_linear(rows, self.weight_ih, self.bias_ih, self.noise, input_site, short)
+        gates = self.noise.linear(rows, self.weight_ih, self.bias_ih, input_site, short)
         shape, mode = (gates.shape[0], self.hidden_size), self.mode()
         one_for_all = self.site.state.rows_of(1) == shape[0]
         state = check_state(hx, [shape] * (2 if mode == "LSTM" else 1), rows, one_for_all)
         state = tuple(s.to(gates.dtype) for s in state)  # autocast
-        recurrent = add_linear(state[0], self.weight_hh, self.bias_hh, self.noise, hidden_site)
+        recurrent = self.noise.linear(state[0], self.weight_hh, self.bias_hh, hidden_site)
         return advance(mode, gates, recurrent, state)
 
 

@@ -15,7 +15,6 @@ from ..noise.convolution import Convolution
 from ..noise.dense import GEMM_ROWS
 from ..replicate import replicate_rows
 from .base import PerturbedLayer, Slot, check_float
-from .linear import add_linear
 
 Size = int | tuple[int, ...]
 
@@ -111,10 +110,8 @@ class PerturbedConvolution(PerturbedLayer):
         like_linear = self.groups == 1 and (few or whole)
         if like_linear and (self.site.window == 1 or not self.noise.by_channel):
             # Too few positions to pay for forming kernels, or the Linear that it is in truth.
-            y = add_linear(
-                conv.windows(x, weight.shape[2:]), weight.flatten(1), bias, self.noise, self.site,
-                short,
-            )  # fmt: skip
+            windows = conv.windows(x, weight.shape[2:])
+            y = self.noise.linear(windows, weight.flatten(1), bias, self.site, short)
             return y.transpose(1, 2).unflatten(2, size)
         copies = 0 if short is None else short.copies
         x, weight = x.contiguous(), weight.contiguous()

@@ -121,9 +121,13 @@ class PerturbedEmbedding(PerturbedLayer, nn.Embedding):
         index = rows.to(torch.int64).reshape(rows.shape[0], -1)
         if shared:  # each row for every direction
             index = index[:, None].expand(-1, directions, -1).flatten(0, 1)
+        size, cols = self.weight.shape
+        if self.noise.absolute:
+            own = self.noise.lookup(index, site, size, cols, base)
+            own = own.view(1, sources * directions, *tail)
+            return own.expand(copies, -1, *tail).flatten(0, 1)
         _, sigma = state.tensors(base.device)
         like = base.detach().new_empty((), dtype=wide_like(base))
-        size, cols = self.weight.shape
         noise = self.noise.lookup(index, site, size, cols, like)  # (sources * D, T, n)
         if site.fixed_row is not None:
             noise = noise.masked_fill_((index == site.fixed_row)[..., None], 0)

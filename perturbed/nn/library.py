@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from ..noise import NoiseFamily
 from .affine import VectorLayer
 from .base import PerturbedLayer, Slot, check_float
-from .linear import add_linear
 
 
 class PerturbedTransposedLinear(PerturbedLayer):
@@ -53,7 +52,7 @@ class PerturbedTransposedLinear(PerturbedLayer):
         rows, short = self.enter(x)
         weight = self.weight.t()
         self.noise.allocate(weight.detach(), self.site)
-        return add_linear(rows, weight, self.bias, self.noise, self.site, short)
+        return self.noise.linear(rows, weight, self.bias, self.site, short)
 
     def check_noise(self, directions: int, noise: NoiseFamily) -> None:
         """See :meth:`PerturbedLayer.check_noise`."""
@@ -68,6 +67,10 @@ class PerturbedTransposedLinear(PerturbedLayer):
         inputs, outputs = like.shape
         noise = self.noise.materialise(site, site.weight, first, count, outputs, inputs, like)
         return noise.mT.contiguous()
+
+    def member_matrices(self, name: str, members: Tensor) -> Tensor:
+        """See :meth:`PerturbedLayer.member_matrices`."""
+        return members.mT if name == "weight" else super().member_matrices(name, members)
 
     def add_estimate(self, name: str, grad: Tensor, weights: Tensor, accumulate: bool) -> None:
         """See :meth:`PerturbedLayer.add_estimate`."""

@@ -7,9 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..noise import LowRank, NoiseFamily, Permuted, SignFlip, Sparse
-from ..noise.base import LayerNoise
-from ..replicate import Replicated, replicate_rows
-from .base import PerturbedLayer, check_float, with_tokens
+from .base import PerturbedLayer, check_float
 
 
 class PerturbedLinear(PerturbedLayer, nn.Linear):
@@ -78,40 +76,7 @@ class PerturbedLinear(PerturbedLayer, nn.Linear):
             )
         rows, short = self.enter(input)
         self.noise.allocate(self.weight, self.site)
-        return add_linear(rows, self.weight, self.bias, self.noise, self.site, short)
-
-
-def add_linear(
-    rows: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    noise: NoiseFamily,
-    site: LayerNoise,
-    short: Replicated | None = None,
-) -> Tensor:
-    """Return ``(W + s E_d) x_b + bias + s e_d`` of the rows of a checked batch.
-
-    Args:
-        rows: (B, *, in); the N rows of ``short`` if that is given.
-        weight: (out, in).
-        bias: (out,) or None.
-        noise: the family of E_d.
-        site: where its noise lives.
-        short: the Replicated that ``rows`` is the source of.
-    """
-    base = F.linear(rows, weight, bias)
-    if short is not None:
-        base = replicate_rows(base, short.copies, short.directions)
-    if base.numel() == 0:
-        return base
-    # The base product is ours alone, so the noise goes into it in place.
-    y, x = with_tokens(base).contiguous(), with_tokens(rows)
-    if x.dtype != y.dtype:  # autocast
-        x = x.to(y.dtype)
-    if x.shape[-1] > 1 and x.stride(-1) != 1:
-        x = x.contiguous()
-    y = noise.add_linear(y, x, site, short is not None)
-    return y.squeeze(1) if base.dim() == 2 else y.view(base.shape)
+        return self.noise.linear(rows, self.weight, self.bias, self.site, short)
 
 
 class SparsePerturbedLinear(PerturbedLinear):

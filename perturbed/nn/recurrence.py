@@ -13,7 +13,6 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from ..noise.base import LayerNoise
 from ..replicate import Replicated
 from .base import PerturbedLayer, Slot, check_float
-from .linear import add_linear
 
 # Hidden state, and cell state of an LSTM.
 State = tuple[Tensor, ...]
@@ -164,15 +163,15 @@ class PerturbedRecurrence(PerturbedLayer, nn.RNNBase):
     ) -> tuple[Tensor, State]:
         """Run one direction of one layer over (B, T, in); return its output and final state."""
         (w_input, b_input, input_site), (w_hidden, b_hidden, hidden_site) = chain[:2]
-        gates = add_linear(x, w_input, b_input, self.noise, input_site, short)
+        gates = self.noise.linear(x, w_input, b_input, input_site, short)
         state = tuple(s.to(gates.dtype) for s in state)  # autocast
         steps = range(gates.shape[1])
         outputs = []
         for t in reversed(steps) if backwards else steps:
-            recurrent = add_linear(state[0], w_hidden, b_hidden, self.noise, hidden_site)
+            recurrent = self.noise.linear(state[0], w_hidden, b_hidden, hidden_site)
             after = advance(self.mode, gates[:, t], recurrent, state)
             for weight, bias, site in chain[2:]:  # an LSTM's projection
-                after = (add_linear(after[0], weight, bias, self.noise, site), *after[1:])
+                after = (self.noise.linear(after[0], weight, bias, site), *after[1:])
             if live is not None:
                 here = live[:, t, None]
                 after = tuple(torch.where(here, a, s) for a, s in zip(after, state, strict=True))

@@ -2,10 +2,20 @@
 
 from .base import NoiseFamily
 from .dense import Dense
+from .explicit import Explicit
 from .low_rank import LowRank
 from .permuted import Permuted
 from .sign_flip import SignFlip
 from .sparse import Sparse
 from .state import NoiseState
 
-__all__ = ["Dense", "LowRank", "NoiseFamily", "NoiseState", "Permuted", "SignFlip", "Sparse"]
+__all__ = [
+    "Dense",
+    "Explicit",
+    "LowRank",
+    "NoiseFamily",
+    "NoiseState",
+    "Permuted",
+    "SignFlip",
+    "Sparse",
+]

@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _ops
+from ..replicate import Replicated, replicate_rows
 from .convolution import Convolution, PopulationBatch, convolve_members, spread
 from .scratch import SCRATCH_BYTES as SCRATCH_BYTES
 from .scratch import needs_grad as needs_grad
 from .scratch import per_scratch as per_scratch
 from .scratch import repeat_signs as repeat_signs
 from .scratch import wide_like as wide_like
+from .scratch import with_tokens as with_tokens
 from .state import NoiseState, as_int
 
 # Streams of one layer in the noise contract (csrc/noise/counters.h).
@@ -81,10 +84,13 @@ class NoiseFamily(ABC):
     Attributes:
         distribution: "normal" or "rademacher", of the random numbers that make ``E_d``.
         by_channel: whether the columns of a channel share what makes ``E_d`` (class attribute).
+        absolute: whether ``E_d`` is the member's parameter itself, in place of ``W + s sigma E_d``
+            wherever that is said: without W, sign and sigma (class attribute).
     """
 
     distribution: str
     by_channel: ClassVar[bool] = False
+    absolute: ClassVar[bool] = False
 
     def __eq__(self, other: object) -> bool:
         """Compare class and options."""
@@ -98,6 +104,16 @@ class NoiseFamily(ABC):
     def rademacher(self) -> bool:
         """Whether the random numbers are signs."""
         return self.distribution == "rademacher"
+
+    def for_vectors(self) -> NoiseFamily:
+        """Return the family of the same numbers whose elements are independent of each other.
+
+        Layers that act element by element, such as norms, use it: there is no product whose
+        structure another family could use, and the noise of n elements is small.
+        """
+        from .dense import Dense
+
+        return Dense(self.distribution)
 
     # ---- the four things -----------------------------------------------------------------------
 
@@ -124,6 +140,37 @@ class NoiseFamily(ABC):
             site: the layer's noise.
             shared: whether every member sees the same N rows.
         """
+
+    def linear(
+        self,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        site: LayerNoise,
+        short: Replicated | None = None,
+    ) -> Tensor:
+        """Return ``(W + s E_d) x_b + bias + s e_d`` of a checked batch, its base product included.
+
+        Args:
+            rows: x, (B, *, in); the N rows of ``short`` if that is given.
+            weight: (out, in).
+            bias: (out,) or None.
+            site: the layer's noise.
+            short: the Replicated that ``rows`` is the source of.
+        """
+        base = F.linear(rows, weight, bias)
+        if short is not None:
+            base = replicate_rows(base, short.copies, short.directions)
+        if base.numel() == 0:
+            return base
+        # The base product is ours alone, so the noise goes into it in place.
+        y, x = with_tokens(base).contiguous(), with_tokens(rows)
+        if x.dtype != y.dtype:  # autocast
+            x = x.to(y.dtype)
+        if x.shape[-1] > 1 and x.stride(-1) != 1:
+            x = x.contiguous()
+        y = self.add_linear(y, x, site, short is not None)
+        return y.squeeze(1) if base.dim() == 2 else y.view(base.shape)
 
     def convolve(
         self,

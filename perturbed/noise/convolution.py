@@ -197,6 +197,47 @@ def convolve_members(
     return _sums(family, x, weight, bias, site, conv, batch)
 
 
+def convolve_kernels(
+    x: Tensor,
+    kernels: Tensor,
+    offsets: Tensor | None,
+    shape: torch.Size,
+    conv: Convolution,
+    batch: PopulationBatch,
+) -> Tensor:
+    """Convolve every row with kernels that are held for every direction, (B, O, *).
+
+    Args:
+        x: (B, C, *) contiguous, or the N rows that all members see.
+        kernels: (D, *) of the matrices; any stride between members.
+        offsets: (D, O) or None.
+        shape: of the weight.
+        conv: what the convolution does besides its weight.
+        batch: how rows belong to members; not antithetic.
+    """
+    directions, shared = batch.directions, batch.shared
+    rows = x if shared else x.view(batch.repeats, directions, *x.shape[1:])
+
+    def parts() -> Iterator[tuple[int, int, Tensor]]:
+        # Kernels that do not follow each other in memory are copied, a chunk at a time.
+        in_line = kernels.is_contiguous() and not (shared and conv.groups > 1)
+        bytes_each = kernels[0].numel() * kernels.element_size()
+        each = directions if in_line else per_scratch(x.device, bytes_each)
+        for first in range(0, directions, each):
+            here = slice(first, first + each)
+            small = None if offsets is None else offsets[here]
+            if shared:
+                yield 0, first, _of_shared(conv, rows, kernels[here], shape, small)
+            else:
+                for r, part in _each(conv, rows[:, here], kernels[here], shape, small):
+                    yield r, first, part
+
+    repeats = x.shape[0] if shared else batch.repeats
+    in_place = not needs_grad(x, kernels, offsets)
+    y = _assemble(parts(), repeats, directions, in_place).flatten(0, 1)
+    return replicate_rows(y, batch.copies, 1) if batch.copies > 1 else y
+
+
 # ---- the two ways ------------------------------------------------------------------------------
 
 

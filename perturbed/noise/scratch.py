@@ -30,6 +30,11 @@ def repeat_signs(y: Tensor, directions: int, antithetic: bool) -> Tensor:
     return signs
 
 
+def with_tokens(rows: Tensor) -> Tensor:
+    """Return (B, *, n) as (B, T, n); T is 1 without further dimensions."""
+    return rows.unsqueeze(1) if rows.dim() == 2 else rows.flatten(1, -2)
+
+
 def wide_like(like: Tensor) -> torch.dtype:
     """Return the dtype in which an estimate is summed."""
     return torch.float64 if like.dtype == torch.float64 else torch.float32

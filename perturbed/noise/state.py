@@ -29,6 +29,11 @@ class NoiseState:
         nobody.
         held: noise of this draw that families with ``storage="stored"`` hold, by counter word:
             (D, rows, cols) without sigma.
+        absolute: whether the layers' family is an absolute one, whose members are given and not
+            drawn.
+        explicit: what an absolute family's members are, by counter word: (D, rows, cols) views of
+            ``members``; any stride between members.
+        members: the tensors that were given for them, by name of the parameter: (D, *shape).
     """
 
     def __init__(
@@ -54,12 +59,17 @@ class NoiseState:
         # layer has seen one. Another number means rows in another order than ours.
         self.rows: tuple[int, ...] | None = None
         self.held: dict[int, Tensor] = {}
+        self.absolute = False
+        self.explicit: dict[int, Tensor] = {}
+        self.members: dict[str, Tensor] = {}
         # Device -> key, sigma, and the key of noise that all directions share.
         self._tensors: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
 
     def __getstate__(self) -> dict:
-        """Leave out what is rebuilt from the numbers, and the forward under way."""
-        return {**self.__dict__, "_tensors": {}, "held": {}, "active": False, "rows": None}
+        """Leave out what is rebuilt from the numbers or given, and the forward under way."""
+        left_out: dict = {"_tensors": {}, "held": {}, "explicit": {}, "members": {}}
+        drawn = self.drawn and not self.absolute
+        return {**self.__dict__, **left_out, "active": False, "rows": None, "drawn": drawn}
 
     # ---- the current draw ----------------------------------------------------------------------
 
@@ -73,7 +83,7 @@ class NoiseState:
         if (seed, generation) != (self.seed, self.generation):
             self.held.clear()
         self.seed, self.generation, self.sigma = seed, generation, sigma
-        self.drawn = generation >= 0
+        self.drawn = bool(self.explicit) if self.absolute else generation >= 0
         for key, scale, shared in self._tensors.values():
             for i, value in enumerate(self._key()):
                 key[i].fill_(value)  # a fill needs no synchronisation
@@ -111,9 +121,22 @@ class NoiseState:
         return bool(self._tensors)
 
     def drop_memory(self) -> None:
-        """Forget held noise and the device tensors."""
+        """Forget held noise, the device tensors and the members that were given."""
         self.held.clear()
         self._tensors.clear()
+        self.set_members({}, {})
+
+    def set_members(self, members: dict[str, Tensor], explicit: dict[int, Tensor]) -> None:
+        """Hold the members of an absolute family; none of them, if there are none."""
+        self.members, self.explicit = members, explicit
+        if self.absolute:
+            self.drawn = bool(explicit)
+
+    def undrawn(self) -> str:
+        """Say what is missing while ``drawn`` is False."""
+        if self.absolute:
+            return "no members have been given yet: call set_members() first"
+        return "no noise has been drawn yet: call set_noise() first"
 
     # ---- rows and members ----------------------------------------------------------------------
 
@@ -152,7 +175,7 @@ class NoiseState:
     def enter_layer(self, rows: int) -> None:
         """Check the batch of a layer, of ``rows`` rows, that is about to add its noise."""
         if not self.drawn:
-            raise RuntimeError("no noise has been drawn yet: call set_noise() first")
+            raise RuntimeError(self.undrawn())
         self.repeats(rows)
         if self.rows is None:
             return
