@@ -2,5 +2,13 @@
 
 from .classic import Acrobot, CartPole, MountainCarContinuous, Pendulum
 from .env import BatchEnv
+from .normalize import ObservationNorm
 
-__all__ = ["Acrobot", "BatchEnv", "CartPole", "MountainCarContinuous", "Pendulum"]
+__all__ = [
+    "Acrobot",
+    "BatchEnv",
+    "CartPole",
+    "MountainCarContinuous",
+    "ObservationNorm",
+    "Pendulum",
+]
