@@ -2,6 +2,7 @@
 
 from .classic import Acrobot, CartPole, MountainCarContinuous, Pendulum
 from .env import BatchEnv
+from .mujoco import MujocoEnv
 from .normalize import ObservationNorm
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "BatchEnv",
     "CartPole",
     "MountainCarContinuous",
+    "MujocoEnv",
     "ObservationNorm",
     "Pendulum",
 ]
