@@ -98,9 +98,9 @@ class PerturbedModel(nn.Module):
         slot_id = 0
         for name, layer in layers:
             name = name or type(layer).__name__
-            if layer.directions != self.directions:
+            if layer.directions != self.population:
                 raise ValueError(
-                    f"directions must match the layers': got {self.directions}, layer {name!r} has "
+                    f"directions must match the layers': got {self.population}, layer {name!r} has "
                     f"{layer.directions}"
                 )
             ids = []
@@ -267,8 +267,42 @@ class PerturbedModel(nn.Module):
 
     @property
     def directions(self) -> int:
-        """D."""
+        """D: the directions that a forward evaluates; the whole population outside of windows."""
         return self.state.directions
+
+    @property
+    def population(self) -> int:
+        """The number of directions of the whole population."""
+        return self.state.population
+
+    @contextmanager
+    def window(self, first: int, count: int) -> Iterator[PerturbedModel]:
+        """Evaluate, for a block, only ``count`` directions of the population, from ``first`` on.
+
+        In it ``directions`` is ``count``, and forwards, ``replicate``, ``member_mean``,
+        ``set_grad`` and ``member`` see these directions, each with the noise it has in the whole
+        population. For populations that do not fit in memory or are spread over processes.
+
+        Raises:
+            ValueError: directions outside of the population.
+            TypeError: numbers that are no integers.
+
+        Example:
+            >>> import torch, perturbed
+            >>> net = perturbed.convert(torch.nn.Linear(8, 4), directions=16)
+            >>> pm = perturbed.PerturbedModel(net, directions=16, antithetic=False)
+            >>> pm.set_noise()
+            >>> whole = pm(torch.ones(16, 8))
+            >>> with pm.window(12, 4):
+            ...     torch.allclose(pm(torch.ones(4, 8)), whole[12:])
+            True
+        """
+        before = self.state.first_direction, self.state.directions
+        self.state.show(first, count)
+        try:
+            yield self
+        finally:
+            self.state.show(*before)
 
     @property
     def sigma(self) -> float:

@@ -124,6 +124,12 @@ class PerturbedLayer(nn.Module):
         state.enter_layer(batch)
         short = input if isinstance(input, Replicated) else None
         if short is not None and short.directions != state.directions:
+            if short.directions == state.population:
+                raise ValueError(
+                    f"the rows were replicated for D = {state.population} directions, but this "
+                    f"forward evaluates {state.directions} of them: call pm.replicate where pm is "
+                    "called, inside the closure"
+                )
             return short.full(), None
         return (input if short is None else short.source), short
 

@@ -104,7 +104,7 @@ class PerturbedConvolution(PerturbedLayer):
         if x.numel() == 0:
             y = conv(x, weight, bias)
             return y if short is None else replicate_rows(y, short.copies, short.directions)
-        repeats = len(x) if short is not None else len(x) // self.directions
+        repeats = len(x) if short is not None else len(x) // self.site.state.directions
         few = repeats * math.prod(size) < GEMM_ROWS
         whole = math.prod(size) == 1 and not any(padding) and weight.shape[2:] == x.shape[2:]
         like_linear = self.groups == 1 and (few or whole)

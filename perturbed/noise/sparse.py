@@ -69,7 +69,7 @@ class Sparse(NoiseFamily):
         self.columns(cols, directions)
 
     def columns(self, cols: int, directions: int) -> int:
-        """Return k for a weight of ``cols`` columns."""
+        """Return k for a weight of ``cols`` columns and the directions of a whole population."""
         if isinstance(self.sparsity, str):
             return min(cols, max(1, cols // directions))
         return resolve_count("sparsity", self.sparsity, cols, "in_features")
@@ -88,7 +88,7 @@ class Sparse(NoiseFamily):
             site.stream(STREAM_VALUES),
             site.bias,
             state.directions,
-            self.columns(x.shape[2], state.directions),
+            self.columns(x.shape[2], state.population),
             antithetic,
             self.rademacher,
         )
@@ -111,7 +111,7 @@ class Sparse(NoiseFamily):
             sigma,
             site.stream(STREAM_COLUMNS),
             site.stream(STREAM_VALUES),
-            self.columns(grad.shape[1], site.state.directions),
+            self.columns(grad.shape[1], site.state.population),
             self.rademacher,
             accumulate,
         )
@@ -123,7 +123,7 @@ class Sparse(NoiseFamily):
         noise = torch.zeros(count, cols, rows, dtype=wide_like(like), device=like.device)
         if noise.numel() > 0:
             key, _ = site.state.tensors(like.device)
-            k = self.columns(cols, site.state.directions)
+            k = self.columns(cols, site.state.population)
             values = _ops.dense_materialise(
                 key, site.stream(STREAM_VALUES), first, count, k, rows, self.rademacher, noise.dtype
             )
@@ -145,7 +145,7 @@ class Sparse(NoiseFamily):
         if noise.numel() == 0:
             return noise
         key, _ = site.state.tensors(like.device)
-        k = self.columns(cols, site.state.directions)
+        k = self.columns(cols, site.state.population)
         values = _ops.dense_materialise(
             key, site.stream(STREAM_VALUES), first, count, k, rows, self.rademacher, like.dtype
         )

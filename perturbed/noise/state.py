@@ -20,11 +20,13 @@ class NoiseState:
     For the same reason a forward reads no number here that changes from draw to draw.
 
     Attributes:
-        directions: D, independent draws. antithetic: True, False, or None for "on where the number
-        of repeats is even". seed: the user's seed. generation: number of the current draw, -1
-        before the first. drawn: whether there has been a draw since the seed was set.
-        first_direction: global index of this process's first direction. sigma: noise scale, the
-        elementwise standard deviation of ``E_d``. active: whether the layers add their noise.
+        population: independent draws of the whole population, over all processes and forwards.
+        directions: D, those that a forward evaluates: all, unless :meth:`show` says otherwise.
+        first_direction: global index of the first of them. antithetic: True, False, or None for "on
+        where the number of repeats is even". seed: the user's seed. generation: number of the
+        current draw, -1 before the first. drawn: whether there has been a draw since the seed was
+        set. sigma: noise scale, the elementwise standard deviation of ``E_d``. active: whether the
+        layers add their noise.
         released: whether another model has taken over one of the layers; this draw then serves
         nobody.
         held: noise of this draw that families with ``storage="stored"`` hold, by counter word:
@@ -44,7 +46,7 @@ class NoiseState:
         seed: int | None = 0,
     ) -> None:
         """Check and store the arguments; ``seed=None`` takes one from the operating system."""
-        self.directions = check_directions(directions)
+        self.population = self.directions = check_directions(directions)
         if antithetic is not None and not isinstance(antithetic, bool):
             raise TypeError(f"antithetic must be True, False or None, got {antithetic!r}")
         self.antithetic = antithetic
@@ -89,6 +91,24 @@ class NoiseState:
                 key[i].fill_(value)  # a fill needs no synchronisation
                 shared[i].fill_(value if i < 2 else 0)
             scale.fill_(sigma)
+
+    def show(self, first: int, count: int) -> None:
+        """Make the rows of a forward those of ``count`` directions, from number ``first`` on.
+
+        Noise held of other directions is dropped.
+        """
+        first, count = as_int("first", first), as_int("count", count)
+        if first < 0 or count < 1 or first + count > self.population:
+            raise ValueError(
+                f"first and count must be directions of the population, 0 to "
+                f"{self.population - 1}, got {count} from {first} on"
+            )
+        if (first, count) == (self.first_direction, self.directions):
+            return
+        self.held.clear()
+        self.first_direction, self.directions = first, count
+        for key, _, _ in self._tensors.values():
+            key[2].fill_(first)
 
     def tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return ``key`` ((3,) int64) and ``sigma`` (() float64) on ``device``."""
