@@ -118,18 +118,19 @@ class PerturbedLayer(nn.Module):
             The rows to work on, and the Replicated they came from if they are its N rows.
         """
         state = self.site.state
+        short = input if isinstance(input, Replicated) else None
+        if short is not None and short.directions == state.population != state.directions:
+            raise ValueError(
+                f"the rows were replicated for D = {state.population} directions, but this forward "
+                f"evaluates {state.directions} of them: call pm.replicate where pm is called, "
+                "inside the closure"
+            )
         batch = state.rows_of(input.shape[0])
         if batch != input.shape[0]:
             input = input.expand(batch, *input.shape[1:])
+            short = input if isinstance(input, Replicated) else None
         state.enter_layer(batch)
-        short = input if isinstance(input, Replicated) else None
         if short is not None and short.directions != state.directions:
-            if short.directions == state.population:
-                raise ValueError(
-                    f"the rows were replicated for D = {state.population} directions, but this "
-                    f"forward evaluates {state.directions} of them: call pm.replicate where pm is "
-                    "called, inside the closure"
-                )
             return short.full(), None
         return (input if short is None else short.source), short
 
