@@ -373,7 +373,7 @@ class PerturbedModel(nn.Module):
                 "drawn by set_noise()"
             )
         self._attach()
-        members = check_members(tensors, dict(self._member_parameters()), self.directions)
+        members = check_members(tensors, dict(self._member_parameters()), self.population)
         names = {id(parameter): name for name, parameter in self._member_parameters()}
         explicit = {}
         for layer in self.layers():
@@ -606,7 +606,7 @@ class PerturbedModel(nn.Module):
             rows.append((name, f"none: {entry.why}", f"{entry.parameters:,}", "0", ""))
         count = sum(parameter.numel() for parameter, _ in self._perturbed().values())
         state = self.state
-        held = sum(t.nbytes for t in (*state.held.values(), *state.explicit.values()))
+        held = sum(t.nbytes for t in (*state.held.values(), *state.members.values()))
         rows.append(("perturbed", "", f"{count:,}", f"{held:,}", ""))
         return format_table(rows)
 

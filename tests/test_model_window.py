@@ -6,7 +6,7 @@ from families import FAMILIES
 from torch import nn
 from zoo import same
 
-from perturbed import PerturbedModel, convert
+from perturbed import Explicit, PerturbedModel, convert
 
 D = 5
 WINDOWS = [(0, 2), (2, 2), (4, 1)]
@@ -102,6 +102,25 @@ def test_a_window_ends_when_its_block_raises():
     with pytest.raises(KeyError), pm.window(1, 3):
         raise KeyError
     assert pm.directions == D
+
+
+def test_members_that_are_given():
+    torch.manual_seed(0)
+    pm = PerturbedModel(convert(Net().double(), D, Explicit()), D)
+    members = {n: torch.randn(D, *p.shape).double() for n, p in pm.model.named_parameters()}
+    with pm.window(1, 2):
+        pm.set_members(members)  # those of the whole population
+    x, index = examples()
+    with torch.no_grad():
+        whole = pm(pm.replicate(x), pm.replicate(index)).view(3, D, 7)
+        for first, count in WINDOWS:
+            with pm.window(first, count):
+                y = pm(pm.replicate(x), pm.replicate(index)).view(3, count, 7)
+            same(y, whole[:, first : first + count])
+        members["linear.bias"] += 1
+        with pm.window(3, 2):
+            y = pm(pm.replicate(x), pm.replicate(index))
+        assert not torch.allclose(y.view(3, 2, 7), whole[:, 3:])
 
 
 @pytest.mark.parametrize(("first", "count"), [(-1, 2), (0, 0), (4, 2), (5, 1)])

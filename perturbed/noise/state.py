@@ -35,7 +35,7 @@ class NoiseState:
             drawn.
         explicit: what an absolute family's members are, by counter word: (D, rows, cols) views of
             ``members``; any stride between members.
-        members: the tensors that were given for them, by name of the parameter: (D, *shape).
+        members: the tensors that were given for the whole population, by name of the parameter.
     """
 
     def __init__(
@@ -64,12 +64,15 @@ class NoiseState:
         self.absolute = False
         self.explicit: dict[int, Tensor] = {}
         self.members: dict[str, Tensor] = {}
+        self._all_members: dict[int, Tensor] = {}  # explicit, without the window
         # Device -> key, sigma, and the key of noise that all directions share.
         self._tensors: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
 
     def __getstate__(self) -> dict:
         """Leave out what is rebuilt from the numbers or given, and the forward under way."""
-        left_out: dict = {"_tensors": {}, "held": {}, "explicit": {}, "members": {}}
+        left_out: dict = {
+            "_tensors": {}, "held": {}, "explicit": {}, "members": {}, "_all_members": {}
+        }  # fmt: skip
         drawn = self.drawn and not self.absolute
         return {**self.__dict__, **left_out, "active": False, "rows": None, "drawn": drawn}
 
@@ -107,6 +110,7 @@ class NoiseState:
             return
         self.held.clear()
         self.first_direction, self.directions = first, count
+        self._show_members()
         for key, _, _ in self._tensors.values():
             key[2].fill_(first)
 
@@ -146,9 +150,14 @@ class NoiseState:
         self._tensors.clear()
         self.set_members({}, {})
 
+    def _show_members(self) -> None:
+        last = self.first_direction + self.directions
+        self.explicit = {w: t[self.first_direction : last] for w, t in self._all_members.items()}
+
     def set_members(self, members: dict[str, Tensor], explicit: dict[int, Tensor]) -> None:
-        """Hold the members of an absolute family; none of them, if there are none."""
-        self.members, self.explicit = members, explicit
+        """Hold the members of an absolute family, of the whole population; or none of them."""
+        self.members, self._all_members = members, explicit
+        self._show_members()
         if self.absolute:
             self.drawn = bool(explicit)
 
