@@ -117,4 +117,29 @@ STABLE_TORCH_LIBRARY(perturbed, m) {
   m.def(
       "flip_add(Tensor y, Tensor z, Tensor key, int stream, int directions, bool antithetic) "
       "-> Tensor");
+
+  // ---- particle swarms: P particles of N numbers each ----------------------------------------------
+
+  // Uniform numbers strictly between 0 and 1 of the directions first .. first + count - 1:
+  // [count, cols], float32 or (the same numbers) float64.
+  m.def(
+      "uniforms(Tensor key, int stream, int first, int count, int cols, ScalarType dtype) "
+      "-> Tensor");
+  // One step of particle swarm optimisation. For every particle p, with d = key[2] + p, the best
+  // positions first,
+  //   best[p] = position[p] where improved[p],
+  // then, elementwise and with (r1, r2) the pair of uniform numbers of (d, element),
+  //   v = w v + c1 r1 (best[p] - x) + c2 r2 (best[guide[p]] - x),  |v| at most limit,  x = x + v.
+  // position, velocity, best: [P, N] contiguous, float32 or float64, no memory in common; improved:
+  // [P] bool; guide: [P] int64, 0 .. P - 1, which a CPU checks and a GPU clamps; coefficients: [3]
+  // float64: w, c1, c2; limit, lower, upper: [1] or [N], dtype of position.
+  // per_dimension: false: the pair of element 0 serves all of a particle. antithetic: particle
+  // p >= P / 2 has 1 - r1 and 1 - r2 of particle p - P / 2; P even.
+  // bounds: 0: none, and lower and upper are None; 1: x is clamped, and v = 0 where it was; 2: x is
+  // mirrored at the wall that it crossed, then clamped, and v negated where it was mirrored. A
+  // missing wall is at infinity.
+  m.def(
+      "swarm_move_(Tensor(a!) position, Tensor(b!) velocity, Tensor(c!) best, Tensor improved, "
+      "Tensor guide, Tensor key, Tensor coefficients, Tensor limit, Tensor? lower, Tensor? upper, "
+      "int stream, bool per_dimension, bool antithetic, int bounds) -> ()");
 }

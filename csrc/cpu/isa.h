@@ -4,6 +4,7 @@
 
 #include "cpu/isa_rows.h"
 #include "cpu/isa_signs.h"
+#include "cpu/isa_swarm.h"
 #include "cpu/lanes.h"
 
 namespace perturbed::PERTURBED_ISA {
@@ -221,7 +222,10 @@ static constexpr CpuKernels table(const char* name) {
           permutation,
           flip_signs,
           flip_signs_half,
-          flip_signs_double};
+          flip_signs_double,
+          element_words,
+          swarm_move,
+          swarm_move_double};
 }
 
 }  // namespace perturbed::PERTURBED_ISA

@@ -8,6 +8,7 @@
 
 #include "noise/permutation.h"
 #include "noise/philox.h"
+#include "noise/swarm.h"
 
 namespace perturbed {
 
@@ -33,6 +34,20 @@ constexpr int64_t kSignTableSize = 8 * 16 * kPanelRows;
 // `PhiloxBlock`s of one batch in the order that an instruction set likes best.
 struct alignas(64) PreparedBatch {
   uint32_t words[kBatchBlocks * 4];
+};
+
+// Some columns of a particle and what moves them; the arrays do not overlap, but for best and guide.
+template <class T>
+struct SwarmRow {
+  T* position;
+  T* velocity;
+  const T* best;
+  const T* guide;         // the best of the particle that attracts this one
+  const uint32_t* words;  // of noise/uniform.h, mirrored already
+  const T* limit;
+  const T* lower;  // lower and upper: unread without bounds
+  const T* upper;
+  SwarmCoefficients<T> coefficients;
 };
 
 struct CpuKernels {
@@ -116,6 +131,13 @@ struct CpuKernels {
                           uint16_t* out);
   void (*flip_signs_double)(const uint32_t* bits, bool negate, const double* x, int64_t n,
                             double* out);
+
+  // One direction's words of prepared (prepare_normal) blocks, XOR flips: out[4 * block + column].
+  void (*element_words)(const PhiloxLaunch&, const PreparedBatch*, int64_t batches, PhiloxDirection,
+                        uint32_t flips, uint32_t* out);
+  // swarm_step of n elements.
+  void (*swarm_move)(const SwarmRow<float>&, int64_t n, SwarmBounds);
+  void (*swarm_move_double)(const SwarmRow<double>&, int64_t n, SwarmBounds);
 };
 
 extern const CpuKernels kPortableKernels;

@@ -13,6 +13,8 @@
 //               normals of columns 0 and 1 of the block, words (2, 3) those of columns 2 and 3
 //   sign bits   4 rows x 32 columns, c1 = row / 4 * ceil(cols / 32) + col / 32; word row % 4, bit
 //               col % 32; a set bit is +1, a clear bit -1
+//   words       1 row x 4 columns, c1 as for normals; word col % 4, from which noise/uniform.h makes
+//               one uniform number or a pair of them
 #pragma once
 
 #include "noise/hd.h"
@@ -36,13 +38,20 @@ enum NoiseStream : uint32_t {
   kStreamSelectOut = 8,
   kStreamColumns = 9,  // sparse: selection of columns
   kStreamValues = 10,  // sparse: [count, m]
+  // Particle swarms; a particle is a direction, its vector of parameters one row.
+  kStreamSwarm = 11,       // coefficients of swarm_move_
+  kStreamSwarmStart = 12,  // initial positions
+  kStreamSwarmOther = 13,  // what variants of the algorithm draw besides
 };
 
 constexpr uint32_t kLayerIds = 1u << 24;
+// The layer id under which optimizers draw. Layers count up from 0, so the two never meet.
+constexpr uint32_t kOptimizerId = kLayerIds - 1;
 
 constexpr int kNormalBlockCols = 4;
 constexpr int kSignBlockRows = 4;
 constexpr int kSignBlockCols = 32;
+constexpr int kWordBlockCols = 4;
 
 PT_HD constexpr uint32_t stream_counter(uint32_t layer_id, uint32_t stream) {
   return layer_id << 8 | stream;
@@ -65,6 +74,8 @@ PT_HD int64_t normal_blocks_per_row(int64_t cols) {
   return ceil_div<int64_t>(cols, kNormalBlockCols);
 }
 PT_HD int64_t sign_blocks_per_row(int64_t cols) { return ceil_div<int64_t>(cols, kSignBlockCols); }
+
+PT_HD int64_t word_blocks_per_row(int64_t cols) { return ceil_div<int64_t>(cols, kWordBlockCols); }
 
 // Blocks of a whole matrix; must stay below 2^32 because c1 is one word.
 PT_HD int64_t normal_blocks(int64_t rows, int64_t cols) {

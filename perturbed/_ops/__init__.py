@@ -1,7 +1,8 @@
 """The operators of ``perturbed::``: one typed wrapper each, its fake kernel and its derivative.
 
-One file per noise family. No arithmetic lives here: schemas are in ``csrc/schema.cpp``, kernels in
-``csrc/cpu`` and ``csrc/cuda``, and the slow truth of every operator in ``perturbed/reference``.
+One file per noise family, and one for particle swarms. No arithmetic lives here: schemas are in
+``csrc/schema.cpp``, kernels in ``csrc/cpu`` and ``csrc/cuda``, and the slow truth of every operator
+in ``perturbed/reference``.
 """
 
 from .dense import dense_estimate_, dense_linear, dense_linear_, dense_materialise
@@ -17,6 +18,7 @@ from .selection import (
 )
 from .sign_flip import flip, flip_add, flip_add_
 from .sparse import sparse_estimate_, sparse_linear, sparse_linear_
+from .swarm import swarm_move_, uniforms
 
 __all__ = [
     "dense_estimate_",
@@ -38,4 +40,6 @@ __all__ = [
     "sparse_estimate_",
     "sparse_linear",
     "sparse_linear_",
+    "swarm_move_",
+    "uniforms",
 ]

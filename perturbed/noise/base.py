@@ -34,6 +34,11 @@ STREAM_SELECT_IN = 7
 STREAM_SELECT_OUT = 8
 STREAM_COLUMNS = 9
 STREAM_VALUES = 10
+STREAM_SWARM = 11
+STREAM_SWARM_START = 12
+STREAM_SWARM_OTHER = 13
+# The layer id under which optimizers draw; layers count up from 0, so the two never meet.
+OPTIMIZER_ID = (1 << 24) - 1
 
 DISTRIBUTIONS = ("normal", "rademacher")
 STORAGES = ("regenerate", "stored")

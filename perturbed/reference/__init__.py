@@ -10,7 +10,7 @@ Functions reach the noise through ``noise.dense_materialise``, so that a test th
 name replaces the noise of every family.
 """
 
-from . import dense, lookup, low_rank, noise, rows, selection, sign_flip, sparse
+from . import dense, lookup, low_rank, noise, rows, selection, sign_flip, sparse, swarm
 from .dense import dense_estimate, dense_linear
 from .lookup import dense_lookup
 from .low_rank import low_rank_linear
@@ -25,6 +25,7 @@ from .selection import (
 )
 from .sign_flip import flip, flip_add
 from .sparse import sparse_estimate, sparse_linear
+from .swarm import swarm_move, uniforms
 
 __all__ = [
     "box_muller",
@@ -53,5 +54,8 @@ __all__ = [
     "sparse_estimate",
     "sparse_linear",
     "splitmix64",
+    "swarm",
+    "swarm_move",
+    "uniforms",
     "words",
 ]
