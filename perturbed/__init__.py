@@ -62,6 +62,7 @@ from .nn import (
 )
 from .noise import Dense, Explicit, LowRank, Permuted, SignFlip, Sparse
 from .optim import ARS, NES
+from .particles import TensorList
 from .replicate import Replicated
 
 __version__ = "0.1.0"
@@ -106,6 +107,7 @@ __all__ = [
     "SignFlipLinear",
     "Sparse",
     "SparsePerturbedLinear",
+    "TensorList",
     "conversion_report",
     "convert",
     "register_twin",
