@@ -17,7 +17,11 @@ import perturbed
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("README.md"), *sorted(ROOT.glob("docs/*.md"))]
 # Modules whose examples need what is not always installed.
-OPTIONAL = {"perturbed.rl.gym": "gymnasium", "perturbed.rl.mujoco": "mujoco"}
+OPTIONAL = {
+    "perturbed.rl.gym": "gymnasium",
+    "perturbed.rl.gym_lane": "gymnasium",
+    "perturbed.rl.mujoco": "mujoco",
+}
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -2,6 +2,7 @@
 
 from .classic import Acrobot, CartPole, MountainCarContinuous, Pendulum
 from .env import BatchEnv
+from .gym import GymEnv
 from .mujoco import MujocoEnv
 from .normalize import ObservationNorm
 
@@ -9,6 +10,7 @@ __all__ = [
     "Acrobot",
     "BatchEnv",
     "CartPole",
+    "GymEnv",
     "MountainCarContinuous",
     "MujocoEnv",
     "ObservationNorm",
