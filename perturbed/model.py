@@ -530,18 +530,37 @@ class PerturbedModel(nn.Module):
             TypeError: values that are no tensor.
             ValueError: rows that are no multiple of D, an odd R > 1 with antithetic sampling.
         """
+        signs, repeats = self._check_rows(values)
+        if not values.is_floating_point():
+            values = values.to(torch.get_default_dtype())
+        per_row = values.flatten(1).mean(1) if values.dim() > 1 else values
+        return per_row.reshape(signs, repeats // signs, self.directions).mean(1)
+
+    def member_rows(self, values: Tensor) -> Tensor:
+        """Sort what belongs to a member: (B, ...) row values -> (S, D, n, ...), n = R / S.
+
+        With the rows of :meth:`replicate`, entry [s, d, i] is of member (s, d) and row i of its
+        input, so that the third dimension counts what all members saw alike (see
+        :func:`perturbed.optim.group_zscore`). A view where that is possible.
+
+        Raises:
+            TypeError: values that are no tensor.
+            ValueError: rows that are no multiple of D, an odd R > 1 with antithetic sampling.
+        """
+        signs, repeats = self._check_rows(values)
+        rest = values.shape[1:]
+        return values.reshape(signs, repeats // signs, self.directions, *rest).transpose(1, 2)
+
+    def _check_rows(self, values: Tensor) -> tuple[int, int]:
+        """Return S and R of values with one entry per row."""
         if not isinstance(values, Tensor):
             raise TypeError(
                 f"values must be a tensor with one entry per row, got {type(values).__name__}"
             )
         if values.dim() == 0:
             raise ValueError("values must have one entry per row, got a tensor without dimensions")
-        if not values.is_floating_point():
-            values = values.to(torch.get_default_dtype())
         repeats = self.state.repeats(values.shape[0])
-        signs = 2 if self.state.is_antithetic(repeats) else 1
-        per_row = values.flatten(1).mean(1) if values.dim() > 1 else values
-        return per_row.reshape(signs, repeats // signs, self.directions).mean(1)
+        return 2 if self.state.is_antithetic(repeats) else 1, repeats
 
     @torch.inference_mode(False)
     @torch.no_grad()

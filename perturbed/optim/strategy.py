@@ -49,7 +49,8 @@ class EvolutionStrategy(PopulationOptimizer):
 
     Raises:
         TypeError: arguments of another type.
-        ValueError: reuse below 1, an optimizer without any perturbed parameter.
+        ValueError: reuse below 1, an optimizer without any perturbed parameter, a model of
+            :class:`~perturbed.Explicit` layers, whose members are not drawn.
     """
 
     def __init__(
@@ -64,6 +65,11 @@ class EvolutionStrategy(PopulationOptimizer):
         """Check and store the arguments; nothing is drawn yet."""
         super().__init__(maximize)
         self.pm = check_model(pm)
+        if pm.state.absolute:
+            raise ValueError(
+                "pm must have layers with noise, which is what members differ by; got one whose "
+                "members are given"
+            )
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(
                 f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
