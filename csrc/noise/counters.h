@@ -39,9 +39,10 @@ enum NoiseStream : uint32_t {
   kStreamColumns = 9,  // sparse: selection of columns
   kStreamValues = 10,  // sparse: [count, m]
   // Particle swarms; a particle is a direction, its vector of parameters one row.
-  kStreamSwarm = 11,       // coefficients of swarm_move_
-  kStreamSwarmStart = 12,  // initial positions
-  kStreamSwarmOther = 13,  // what variants of the algorithm draw besides
+  kStreamSwarm = 11,        // coefficients of swarm_move_
+  kStreamSwarmStart = 12,   // initial positions
+  kStreamSwarmOther = 13,   // what variants of the algorithm draw besides
+  kStreamSwarmJiggle = 14,  // noise added to all positions
 };
 
 constexpr uint32_t kLayerIds = 1u << 24;

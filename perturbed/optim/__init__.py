@@ -4,17 +4,49 @@ from .ars import ARS
 from .clipup import ClipUp
 from .groups import group_baseline, group_zscore
 from .nes import NES
+from .pso import (
+    PSO,
+    TOPOLOGIES,
+    VARIANTS,
+    Accelerated,
+    BareBones,
+    CompetitiveSwarm,
+    ComprehensiveLearning,
+    Constriction,
+    Flight,
+    FullyInformed,
+    Inertia,
+    Variant,
+    ring,
+    von_neumann,
+)
 from .shaping import SHAPINGS, centered_rank, identity, nes_utilities, zscore
+from .swarm import Swarm
 
 __all__ = [
     "ARS",
     "NES",
+    "PSO",
     "SHAPINGS",
+    "TOPOLOGIES",
+    "VARIANTS",
+    "Accelerated",
+    "BareBones",
     "ClipUp",
+    "CompetitiveSwarm",
+    "ComprehensiveLearning",
+    "Constriction",
+    "Flight",
+    "FullyInformed",
+    "Inertia",
+    "Swarm",
+    "Variant",
     "centered_rank",
     "group_baseline",
     "group_zscore",
     "identity",
     "nes_utilities",
+    "ring",
+    "von_neumann",
     "zscore",
 ]

@@ -1,0 +1,225 @@
+"""Swarm: the parameters of P particles as one matrix, and ways to score all of them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..model import PerturbedModel
+from ..nn.convert import revert
+from ..noise.state import as_int
+from .base import member_values, to_numbers
+
+
+class Swarm:
+    """P parameter vectors of one model, row p of :attr:`positions` being those of particle p.
+
+    A vector holds the parameters that the swarm moves, flattened and joined in the order of
+    ``named_parameters()``. A :class:`~perturbed.PerturbedModel` of :class:`~perturbed.Explicit`
+    layers evaluates all particles in one forward; any other module one by one, or in a pool of
+    processes. The model's own parameters are none of the particles: optimizers keep the best or the
+    mean there.
+
+    Args:
+        model: a PerturbedModel whose layers have Explicit noise, or a plain module. Its parameters
+            with ``requires_grad=False`` are no part of the vectors.
+        particles: P; default: the directions of a PerturbedModel. Needed for a plain module.
+
+    Attributes:
+        module: the plain model; for a PerturbedModel, its base model.
+        pm: the PerturbedModel, or None.
+        parameters: by name, in the order of the vectors.
+        positions: (P, N) on the parameters' device, in the widest of their dtypes, float32 at
+            least. Change it in place and :meth:`publish`.
+
+    Raises:
+        TypeError: no module, parameters that are not real floating point.
+        ValueError: nothing to move, parameters on several devices, particles missing, below 1, or
+            other than the directions.
+
+    Example:
+        >>> import torch
+        >>> from perturbed.optim import Swarm
+        >>> swarm = Swarm(torch.nn.Linear(2, 1), particles=3)
+        >>> swarm.positions.shape
+        torch.Size([3, 3])
+        >>> swarm.score(lambda net: net(torch.ones(1, 2)).square().item()).shape
+        torch.Size([3])
+    """
+
+    def __init__(self, model: PerturbedModel | nn.Module, particles: int | None = None) -> None:
+        """Find the parameters; every particle starts where the model is."""
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+        self.pm = model if isinstance(model, PerturbedModel) else None
+        if self.pm is not None:
+            particles = _check_population(self.pm, particles)
+            self.module = self.pm.model
+        else:
+            self.module = model
+            if particles is None:
+                raise ValueError("particles must be given for a plain module, got None")
+        count = as_int("particles", particles)
+        if count < 1:
+            raise ValueError(f"particles must be at least 1, got {count}")
+        self.parameters = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
+        _check_parameters(self.parameters)
+        start = self.read()
+        wide = torch.float64 if start.dtype == torch.float64 else torch.float32
+        self.positions = start.to(wide).expand(count, -1).contiguous()
+        self.publish()
+
+    @property
+    def particles(self) -> int:
+        """P."""
+        return self.positions.shape[0]
+
+    def publish(self) -> None:
+        """Have the model see what :attr:`positions` holds now; a plain module has nothing to see.
+
+        Parameters of the positions' dtype are views and need no copy, narrower ones are rounded.
+        """
+        if self.pm is not None:
+            self._show(self.positions)
+
+    def _show(self, vectors: Tensor) -> None:
+        """Give the PerturbedModel the members that vectors are, (P, N)."""
+        assert self.pm is not None
+        held = self.pm.state.members
+        parts = dict(zip(self.parameters, self._split(vectors), strict=True))
+        fits = set(held) == set(parts) and all(
+            held[name].data_ptr() == part.data_ptr()
+            for name, part in parts.items()
+            if part.dtype == self.parameters[name].dtype
+        )
+        if not fits:  # the first time, after free_memory, after other vectors
+            self.pm.set_members({n: part.to(self.parameters[n].dtype) for n, part in parts.items()})
+            return
+        for name, part in parts.items():
+            if held[name].dtype != part.dtype:
+                held[name].copy_(part)
+
+    def _split(self, vectors: Tensor) -> list[Tensor]:
+        """(..., N) -> one view for each parameter, (..., *shape)."""
+        parameters = list(self.parameters.values())
+        parts = vectors.split([p.numel() for p in parameters], -1)
+        return [
+            part.view(*vectors.shape[:-1], *p.shape)
+            for part, p in zip(parts, parameters, strict=True)
+        ]
+
+    # ---- the model's own parameters ------------------------------------------------------------
+
+    def read(self) -> Tensor:
+        """Return the model's own parameters as a vector, (N,), in their widest dtype."""
+        return torch.cat([p.detach().flatten() for p in self.parameters.values()])
+
+    @torch.no_grad()
+    def write(self, vector: Tensor) -> None:
+        """Set the model's own parameters to a vector, (N,)."""
+        for parameter, part in zip(self.parameters.values(), self._split(vector), strict=True):
+            parameter.copy_(part)
+
+    def member(self, vector: Tensor) -> nn.Module:
+        """Return a plain copy of the model with the parameters of a vector, (N,)."""
+        plain = copy.deepcopy(self.module)
+        if self.pm is not None:
+            plain = revert(plain)
+        parts = dict(zip(self.parameters, self._split(vector), strict=True))
+        with torch.no_grad():
+            for name, parameter in plain.named_parameters():
+                if name in parts:
+                    parameter.copy_(parts[name])
+        return plain
+
+    # ---- scoring -------------------------------------------------------------------------------
+
+    def score(self, closure: Callable[..., Any], vectors: Tensor | None = None) -> Any:
+        """Score every particle; returns what :meth:`values` takes.
+
+        Args:
+            closure: for a PerturbedModel, called without arguments: values of its rows or members.
+                For a plain module, called with the module once per particle, which it then is: one
+                number. A pool (an object with ``evaluate``) does the same in processes, for either.
+            vectors: (P, N), other vectors to score instead of the positions.
+        """
+        shown = self.positions if vectors is None else vectors
+        if hasattr(closure, "evaluate"):
+            return closure.evaluate(shown)
+        if self.pm is None:
+            return self._one_by_one(closure, shown)
+        try:
+            self._show(shown)
+            return closure()
+        finally:
+            if vectors is not None:
+                self.publish()
+
+    def _one_by_one(self, function: Callable[[nn.Module], Any], vectors: Tensor) -> Tensor:
+        own = self.read()
+        results = []
+        try:
+            for vector in vectors:
+                self.write(vector)
+                results.append(float(function(self.module)))
+        finally:
+            self.write(own)
+        return torch.tensor(results, dtype=torch.float64)
+
+    def values(self, values: Any) -> Tensor:
+        """Bring values to one per particle, (P,), floating point on the positions' device.
+
+        Raises:
+            ValueError: another number of values.
+            TypeError: what is no tensor of real numbers.
+        """
+        device = self.positions.device
+        if self.pm is not None:
+            return member_values(values, self.pm, device)[0]
+        values = to_numbers(values, device)
+        if values.shape != (self.particles,):
+            raise ValueError(
+                f"values must be one per particle, ({self.particles},), got {tuple(values.shape)}"
+            )
+        return values
+
+
+def _check_population(pm: PerturbedModel, particles: int | None) -> int:
+    """Return the directions of a model whose every trainable parameter is a member's own."""
+    if not pm.state.absolute:
+        raise ValueError(
+            "the layers of a swarm's model must have noise=Explicit(): make it with "
+            "perturbed.convert(net, particles, perturbed.Explicit())"
+        )
+    if particles is not None and as_int("particles", particles) != pm.population:
+        raise ValueError(
+            f"particles must be the model's directions, {pm.population}, or None, got {particles}"
+        )
+    own = {id(p) for p, _ in pm._perturbed().values()}
+    named = pm.model.named_parameters()
+    shared = [name for name, p in named if p.requires_grad and id(p) not in own]
+    if shared:
+        raise ValueError(
+            f"every trainable parameter must be a member's own, but {shared} are of layers that "
+            "are not converted; freeze them, or pass the plain module"
+        )
+    return pm.population
+
+
+def _check_parameters(parameters: dict[str, nn.Parameter]) -> None:
+    """Refuse what cannot be one matrix of numbers."""
+    if sum(p.numel() for p in parameters.values()) == 0:
+        raise ValueError("model has nothing to move: no parameter has requires_grad=True")
+    first = next(iter(parameters))
+    for name, parameter in parameters.items():
+        if not parameter.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {parameter.dtype}")
+        if parameter.device != parameters[first].device:
+            raise ValueError(
+                f"all parameters must be on one device, got {first} on {parameters[first].device} "
+                f"and {name} on {parameter.device}"
+            )
