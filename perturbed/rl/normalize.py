@@ -132,13 +132,22 @@ class ObservationNorm(nn.Module):
         finally:
             self.train(before)
 
+    @property
+    def pending(self) -> dict[str, Tensor]:
+        """What :meth:`collect` would return; assign what it was before to forget the rest."""
+        return {name: getattr(self, "pending_" + name) for name in _PARTS}
+
+    @pending.setter
+    def pending(self, parts: dict[str, Tensor]) -> None:
+        for name in _PARTS:
+            setattr(self, "pending_" + name, parts[name])
+
     # ---- merging -------------------------------------------------------------------------------
 
     def collect(self) -> dict[str, Tensor]:
         """Take out what :meth:`update` has set aside: count (), mean and m2 (size,), float64."""
-        taken = {name: getattr(self, "pending_" + name) for name in _PARTS}
-        for name, part in zip(_PARTS, self._zeros(self.count.device), strict=True):
-            setattr(self, "pending_" + name, part)
+        taken = self.pending
+        self.pending = dict(zip(_PARTS, self._zeros(self.count.device), strict=True))
         return taken
 
     def merge(self, other: ObservationNorm | dict[str, Tensor]) -> None:
