@@ -2,6 +2,8 @@
 
 from .classic import Acrobot, CartPole, MountainCarContinuous, Pendulum
 from .env import BatchEnv
+from .gym import GymEnv
+from .mujoco import MujocoEnv
 from .normalize import ObservationNorm
 from .results import Cost, Episodes, Evaluation, Window
 from .rollout import evaluate, rollout
@@ -14,7 +16,9 @@ __all__ = [
     "Cost",
     "Episodes",
     "Evaluation",
+    "GymEnv",
     "MountainCarContinuous",
+    "MujocoEnv",
     "ObservationNorm",
     "Pendulum",
     "Rollout",
