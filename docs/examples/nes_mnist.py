@@ -104,11 +104,14 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 class Run:
     """A training run; all it does is a function of its options and the number of generations.
 
-    A subclass may train another network on the same digits (nes_convnet.py).
+    A subclass may train another network on the same digits (nes_convnet.py), or on something else
+    (es_finetune_lm.py).
     """
 
     name = "nes_mnist"  # of the files it writes
     title = "784-64(sign)-10"
+    measure = "test accuracy"  # the third number of a point of the curve
+    kept: ClassVar[tuple[str, ...]] = ("net", "nes", "scheduler")  # whose state is saved
     defaults: ClassVar[dict] = RUN
     noises: ClassVar[dict[str, perturbed.noise.NoiseFamily]] = {
         name: perturbed.Dense(name) for name in ("normal", "rademacher")
@@ -167,7 +170,7 @@ class Run:
 
     def save(self, file: Path) -> None:
         """Write a checkpoint; a run killed meanwhile leaves the previous one."""
-        parts = {name: getattr(self, name).state_dict() for name in ("net", "nes", "scheduler")}
+        parts = {name: getattr(self, name).state_dict() for name in self.kept}
         rest = {
             "name": self.name,
             "options": self.options,
@@ -180,7 +183,7 @@ class Run:
         os.replace(scratch, file)
 
     def load(self, checkpoint: dict) -> None:
-        for name in ("net", "nes", "scheduler"):
+        for name in self.kept:
             getattr(self, name).load_state_dict(checkpoint[name])
         self.seconds = checkpoint["seconds"]
         self.curve = [tuple(point) for point in checkpoint["curve"]]
@@ -207,7 +210,7 @@ def train(run: Run, seconds: float, generations: int | None, checkpoint: Path) -
         if run.nes.steps % EVERY == 0:
             run.record(run.seconds)
             bar.n = min(seconds, now - start)
-            bar.set_postfix_str(f"generation {run.nes.steps}, test accuracy {run.curve[-1][2]:.1%}")
+            bar.set_postfix_str(f"generation {run.nes.steps}, {run.measure} {run.curve[-1][2]:.1%}")
         if now - saved > SAVE_SECONDS:
             saved = now
             run.save(checkpoint)
@@ -326,30 +329,53 @@ def plot(run: Run, file: Path) -> None:
 # ---- command line ------------------------------------------------------------------------------
 
 
-def parse(argv: Sequence[str] | None, kind: type[Run]) -> tuple[argparse.Namespace, dict]:
-    """Return what this call does, and those of the run's options that were given."""
-    parser = argparse.ArgumentParser(
-        description=f"Train {kind.title} on MNIST digits without a gradient.",
-        argument_default=argparse.SUPPRESS,
-    )
-    default = kind.defaults
+def positive(kind: type) -> Callable[[str], float]:
+    """Return a converter of arguments that must be greater than 0."""
 
-    def positive(kind: type) -> Callable[[str], float]:
-        def convert(text: str) -> float:
-            if not kind(text) > 0:
-                raise argparse.ArgumentTypeError(f"must be greater than 0, got {text}")
-            return kind(text)
+    def convert(text: str) -> float:
+        if not kind(text) > 0:
+            raise argparse.ArgumentTypeError(f"must be greater than 0, got {text}")
+        return kind(text)
 
-        return convert
+    return convert
 
+
+def make_parser(
+    description: str, default: dict, described: dict[str, dict]
+) -> argparse.ArgumentParser:
+    """Return a parser of what a call does, and of the options of a run that are given.
+
+    Args:
+        description: what the program does.
+        default: of each option of a run.
+        described: how ``add_argument`` is told about each.
+    """
+    parser = argparse.ArgumentParser(description=description, argument_default=argparse.SUPPRESS)
     call = parser.add_argument_group("this call")
     call.add_argument("--seconds", type=positive(float), default=60.0, help="of training (60)")
     call.add_argument("--generations", type=positive(int), default=None, help="stop at this number")
     call.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="(cpu)")
     call.add_argument("--out", type=Path, default=Path("runs"), help="folder for results (runs)")
     call.add_argument("--resume", type=Path, metavar="FILE", default=None, help="a checkpoint")
-    call.add_argument("--no-costs", action="store_true", default=False, help="skip the timings")
     run = parser.add_argument_group("the run (kept in its checkpoints)")
+    for name, settings in described.items():
+        text = f"{settings['help']} ({default[name]})"
+        run.add_argument("--" + name.replace("_", "-"), **{**settings, "help": text})
+    return parser
+
+
+def parse_arguments(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, default: dict
+) -> tuple[argparse.Namespace, dict]:
+    """Return what this call does, and those of the run's options that were given."""
+    options = parser.parse_args(argv)
+    if options.device.type == "cuda" and not torch.cuda.is_available():
+        parser.error(f"--device {options.device}: torch {torch.__version__} sees no CUDA device")
+    return options, {name: getattr(options, name) for name in default if hasattr(options, name)}
+
+
+def parse(argv: Sequence[str] | None, kind: type[Run]) -> tuple[argparse.Namespace, dict]:
+    """Return what this call does, and those of the run's options that were given."""
     described: dict[str, dict] = {
         "directions": {"type": positive(int), "help": "half the population"},
         "noise": {"choices": tuple(kind.noises), "help": "family of the perturbations"},
@@ -360,32 +386,35 @@ def parse(argv: Sequence[str] | None, kind: type[Run]) -> tuple[argparse.Namespa
         "lr_decay": {"type": positive(int), "help": "generations until it falls"},
         "seed": {"type": int, "help": "of weights, noise and minibatches"},
     }
-    for name, settings in described.items():
-        settings["help"] += f" ({default[name]})"
-        run.add_argument("--" + name.replace("_", "-"), **settings)
-    options = parser.parse_args(argv)
-    given = {name: getattr(options, name) for name in default if hasattr(options, name)}
+    description = f"Train {kind.title} on MNIST digits without a gradient."
+    parser = make_parser(description, kind.defaults, described)
+    parser.add_argument("--no-costs", action="store_true", default=False, help="skip the timings")
+    options, given = parse_arguments(parser, argv, kind.defaults)
     if given.get("batch", 1) > TRAIN:
         parser.error(f"--batch: there are {TRAIN} images to train on, got {given['batch']}")
-    if options.device.type == "cuda" and not torch.cuda.is_available():
-        parser.error(f"--device {options.device}: torch {torch.__version__} sees no CUDA device")
     return options, given
+
+
+def read_checkpoint(options: argparse.Namespace, given: dict, kind: type[Run]) -> dict | None:
+    """Return the checkpoint that ``--resume`` names, if any; it must be of this kind of run."""
+    if options.resume is None:
+        return None
+    if not options.resume.is_file():
+        sys.exit(f"--resume: no such file: {options.resume}")
+    checkpoint = torch.load(options.resume, map_location=options.device, weights_only=True)
+    if checkpoint["name"] != kind.name:
+        sys.exit(f"--resume: {options.resume} is of {checkpoint['name']}, not {kind.name}")
+    changed = {k: v for k, v in given.items() if v != checkpoint["options"][k]}
+    if changed:
+        sys.exit(f"--resume: the run in {options.resume} has other options than {changed}")
+    return checkpoint
 
 
 def main(argv: Sequence[str] | None = None, kind: type[Run] = Run) -> Run:
     """Train, report and return the run."""
     options, given = parse(argv, kind)
-    settings, checkpoint = {**kind.defaults, **given}, None
-    if options.resume is not None:
-        if not options.resume.is_file():
-            sys.exit(f"--resume: no such file: {options.resume}")
-        checkpoint = torch.load(options.resume, map_location=options.device, weights_only=True)
-        if checkpoint["name"] != kind.name:
-            sys.exit(f"--resume: {options.resume} is of {checkpoint['name']}, not {kind.name}")
-        settings = checkpoint["options"]
-        changed = {k: v for k, v in given.items() if v != settings[k]}
-        if changed:
-            sys.exit(f"--resume: the run in {options.resume} has other options than {changed}")
+    checkpoint = read_checkpoint(options, given, kind)
+    settings = {**kind.defaults, **given} if checkpoint is None else checkpoint["options"]
     digits = load_digits()
     run = kind(settings, options.device, digits)
     if checkpoint is not None:
