@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..model import PerturbedModel
-from .seeds import hash_words
+from .seeds import add_word, as_seed
 
 SEEDS = ("common", "pairs", "members")
 
@@ -67,7 +67,8 @@ class Lanes:
         else:
             self._given = self._check_seeds(seeds).to(device)
         # Of the episodes under way; see begin.
-        self.seed, self.generation = 0, 0
+        self.generation = 0
+        self._prefix = slot  # hash of all but the episode
         self.episodes: int | None = None
         self.episode = self.begun = slot
         self.active = torch.ones_like(slot, dtype=torch.bool)
@@ -100,7 +101,11 @@ class Lanes:
                 f"got {self._given.shape[1]}"
             )
         signs, n, directions = self.shape
-        self.seed, self.generation, self.episodes = seed, generation, episodes
+        self.generation, self.episodes = generation, episodes
+        if self._given is None:
+            self._prefix = torch.zeros_like(self._slot)
+            for word in (seed, generation, self._owner):
+                self._prefix = add_word(self._prefix, word)
         self.episode = self._slot
         self.active = self._is_asked_for(self._slot)
         self.begun = torch.full((signs, 1, directions), n, device=self._slot.device)
@@ -128,8 +133,7 @@ class Lanes:
         """Return the seeds of the episodes that the lanes are at, (lanes,) int64."""
         if self._given is not None:
             return self._given[self.member, self.episode.clamp(max=self._given.shape[1] - 1)]
-        words = self.seed, self.generation, self._owner, self.episode
-        return hash_words(*words, device=self.episode.device)
+        return as_seed(add_word(self._prefix, self.episode))
 
     def mean(self, values: Tensor) -> Tensor:
         """Average what belongs to a lane, (lanes,), over those of a member: (S, D)."""

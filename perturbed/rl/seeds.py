@@ -56,7 +56,17 @@ def hash_words(*words: int | Tensor, device: torch.device | str | None = None) -
     """
     state = torch.zeros((), dtype=torch.int64, device=device)
     for word in words:
-        state = splitmix64(state ^ (signed(word) if isinstance(word, int) else word))
+        state = add_word(state, word)
+    return as_seed(state)
+
+
+def add_word(state: Tensor, word: int | Tensor) -> Tensor:
+    """Take one more word into the state of a hash, int64."""
+    return splitmix64(state ^ (signed(word) if isinstance(word, int) else word))
+
+
+def as_seed(state: Tensor) -> Tensor:
+    """Return the state of a hash as seeds from 0 to 2^63 - 1, which every generator takes."""
     return state & (2**63 - 1)
 
 
@@ -73,5 +83,5 @@ def uniforms(seeds: Tensor, count: int, low: float = 0.0, high: float = 1.0) -> 
         True
     """
     index = torch.arange(count, device=seeds.device, dtype=torch.int64)
-    words = splitmix64(splitmix64(seeds)[:, None] + index * _GOLDEN)
+    words = splitmix64(seeds[:, None] + index * _GOLDEN)  # the generator that starts at the seed
     return low + (high - low) * (_shift(words, 11).to(torch.float64) * 2.0**-53)
