@@ -61,7 +61,7 @@ from .nn import (
     revert,
 )
 from .noise import Dense, Explicit, LowRank, Permuted, SignFlip, Sparse
-from .optim import ARS, NES, PSO, ClipUp
+from .optim import ARS, NES, PGPE, PSO, SNES, ClipUp
 from .particles import TensorList
 from .replicate import Replicated
 
@@ -70,7 +70,9 @@ __version__ = "0.1.0"
 __all__ = [
     "ARS",
     "NES",
+    "PGPE",
     "PSO",
+    "SNES",
     "ClipUp",
     "Dense",
     "Explicit",

@@ -4,6 +4,7 @@ from .ars import ARS
 from .clipup import ClipUp
 from .groups import group_baseline, group_zscore
 from .nes import NES
+from .pgpe import PGPE
 from .pso import (
     PSO,
     TOPOLOGIES,
@@ -21,13 +22,16 @@ from .pso import (
     von_neumann,
 )
 from .shaping import SHAPINGS, centered_rank, identity, nes_utilities, zscore
+from .snes import SNES
 from .swarm import Swarm
 
 __all__ = [
     "ARS",
     "NES",
+    "PGPE",
     "PSO",
     "SHAPINGS",
+    "SNES",
     "TOPOLOGIES",
     "VARIANTS",
     "Accelerated",

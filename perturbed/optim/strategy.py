@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -70,10 +70,6 @@ class EvolutionStrategy(PopulationOptimizer):
                 "pm must have layers with noise, which is what members differ by; got one whose "
                 "members are given"
             )
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(
-                f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
-            )
         if sigma_schedule is not None and not callable(sigma_schedule):
             raise TypeError(
                 f"sigma_schedule must be a function of the step number, got {sigma_schedule!r}"
@@ -83,18 +79,12 @@ class EvolutionStrategy(PopulationOptimizer):
                 "normalizer must have state_dict and load_state_dict, got "
                 f"{type(normalizer).__name__}"
             )
-        self.optimizer = optimizer
+        self.optimizer = check_optimizer(optimizer, self._parameters())
         self.sigma_schedule = sigma_schedule
         self.reuse = as_int("reuse", reuse)
         if self.reuse < 1:
             raise ValueError(f"reuse must be at least 1, got {reuse}")
         self.normalizer = normalizer
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if not any(id(p) in held for p in self._parameters()):
-            raise ValueError(
-                "optimizer must hold parameters that the model perturbs, got none of them; make it "
-                "from the parameters of the converted model"
-            )
 
     @abstractmethod
     def _estimate(self, losses: Tensor) -> None:
@@ -170,3 +160,18 @@ def perturbed_parameters(pm: PerturbedModel) -> list[nn.Parameter]:
     """Return the perturbed parameters of a model, each once."""
     found = {id(p): p for layer in pm.layers() for p, _ in layer.perturbed_parameters().values()}
     return list(found.values())
+
+
+def check_optimizer(optimizer: object, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """Return ``optimizer`` if it is one of torch that holds some of ``parameters``."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
+        )
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(p) in held for p in parameters):
+        raise ValueError(
+            "optimizer must hold parameters that the model perturbs, got none of them; make it "
+            "from the parameters of the converted model"
+        )
+    return optimizer
