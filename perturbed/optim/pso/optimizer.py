@@ -173,6 +173,7 @@ class PSO(PopulationOptimizer):
         space = Space(self.swarm, bounds, boundary, max_velocity, velocity_fraction)
         positions = self.swarm.positions
         device = positions.device
+        self._neighbours: Tensor | None = None  # of the last step, on the CPU
         self._key = torch.tensor([_C.splitmix64(self.seed), 0, 0], device=device)
         positions.copy_(start_positions(self.swarm, space, self._key, start, spread, antithetic))
         velocities = positions.new_empty(0, positions.shape[1])
@@ -257,18 +258,19 @@ class PSO(PopulationOptimizer):
         self._keep_record()
         flight.step = self.steps
         self._key[1].fill_(self.steps)  # a fill needs no synchronisation
-        if neighbours is not None:
-            table = flight.neighbours
-            if table is None or table.shape != neighbours.shape:
-                flight.neighbours = neighbours.to(flight.positions.device)
-            else:
-                table.copy_(neighbours, non_blocking=True)
-        else:
-            flight.neighbours = None
+        self._connect(neighbours)
         self.variant.move(flight)
         if jiggle:
             self._shake(jiggle)
-        self.swarm.publish()
+
+    def _connect(self, neighbours: Tensor | None) -> None:
+        """Bring the neighbours of this step to the device, if they are others."""
+        known = self._neighbours
+        if neighbours is not None and known is not None and torch.equal(neighbours, known):
+            return
+        self._neighbours = neighbours
+        device = self.flight.positions.device
+        self.flight.neighbours = None if neighbours is None else neighbours.to(device)
 
     def _age(self, losses: Tensor) -> None:
         """Raise remembered values towards the mean of the swarm."""

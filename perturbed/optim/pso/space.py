@@ -82,8 +82,8 @@ class Space:
         """Mirror what is outside at its wall, once and in place; stay on a wall passed even so."""
         if self.lower is None or self.upper is None:
             return
-        x.copy_(torch.where(x < self.lower, self.lower + (self.lower - x), x))
-        x.copy_(torch.where(x > self.upper, self.upper - (x - self.upper), x))
+        mirrored = torch.where(x < self.lower, self.lower + (self.lower - x), x)
+        x.copy_(torch.where(x > self.upper, self.upper - (x - self.upper), mirrored))
         self.hold(x)
 
     def place(self, x: Tensor) -> None:
@@ -126,9 +126,10 @@ def start_positions(
         raise ValueError('spread is that of start="around"')
     model = swarm.read().to(like.dtype)
     if start == "uniform":
-        if space.lower is None or space.upper is None or not (space.upper - space.lower < math.inf):
+        low, high = space.lower, space.upper
+        if low is None or high is None or not (high - low).isfinite().all():
             raise ValueError('start="uniform" needs finite bounds of all parameters')
-        centre, half = (space.lower + space.upper) / 2, (space.upper - space.lower) / 2
+        centre, half = (low + high) / 2, (high - low) / 2
     elif start == "fan_in":
         centre, half = torch.zeros_like(model), fan_in_ranges(swarm, 0.0)
     elif spread is None:
