@@ -13,14 +13,15 @@ import copy
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .model import PerturbedModel
+from .description import describe, differences
+from .distributed import is_first
 from .noise.state import as_int
 
 FORMAT = "perturbed checkpoint"
@@ -140,8 +141,10 @@ def load_checkpoint(
         )
     for name, part in parts.items():
         _state(name, part)  # of a type that can be restored
-        for difference in _differences(content["description"][name], describe(part)):
-            raise CheckpointError(f"{path}: {name} is of another run: {difference}")
+        for place, was, now in differences(content["description"][name], describe(part)):
+            raise CheckpointError(
+                f"{path}: {name} is of another run: {place} was {was} and is {now} here"
+            )
     before = {name: copy.deepcopy(_state(name, part)) for name, part in parts.items()}
     done = []
     try:
@@ -214,7 +217,7 @@ class Checkpoints:
 
     def save(self, steps: int) -> None:
         """Save now, ``steps`` steps being done."""
-        if not _is_first_process():
+        if not is_first():
             return
         save_checkpoint(self.folder / f"step-{steps}.pt", **self.parts)
         for _, file in self.files()[self.keep :]:
@@ -238,41 +241,6 @@ class Checkpoints:
         if damaged:
             raise CheckpointError("; ".join(damaged))
         return 0
-
-
-# ---- what a checkpoint is of ---------------------------------------------------------------------
-
-
-def describe(part: Any) -> dict[str, Any]:
-    """Return what must agree for a state to fit: class, parameters, noise families, population."""
-    found: dict[str, Any] = {"class": type(part).__name__}
-    pm = part if isinstance(part, PerturbedModel) else getattr(part, "pm", None)
-    if isinstance(pm, PerturbedModel):
-        found["directions"] = pm.directions
-        found["antithetic"] = pm.state.antithetic
-        names = {id(module): name for name, module in pm.model.named_modules()}
-        found["noise"] = {names[id(layer)]: repr(layer.noise) for layer in pm.layers()}
-    model = part if isinstance(part, nn.Module) else getattr(pm, "model", None)
-    if isinstance(model, nn.Module):
-        found["parameters"] = {
-            name: f"{tuple(p.shape)} {p.dtype}" for name, p in model.named_parameters()
-        }
-    return found
-
-
-def _differences(saved: Any, now: Any, where: str = "") -> Iterator[str]:
-    """Name what differs between two descriptions."""
-    if isinstance(saved, Mapping) and isinstance(now, Mapping):
-        for key in [*saved, *(k for k in now if k not in saved)]:
-            place = f"{where} {key!r}".strip() if where else key
-            if key not in now:
-                yield f"{place} is in the checkpoint only"
-            elif key not in saved:
-                yield f"{place} is not in the checkpoint"
-            else:
-                yield from _differences(saved[key], now[key], place)
-    elif saved != now:
-        yield f"{where} was {saved}, is {now}"
 
 
 # ---- its parts -----------------------------------------------------------------------------------
@@ -337,13 +305,6 @@ def _digest(content: Any) -> str:
 
     add(content)
     return digest.hexdigest()
-
-
-def _is_first_process() -> bool:
-    distributed = torch.distributed
-    return not (distributed.is_available() and distributed.is_initialized()) or (
-        distributed.get_rank() == 0
-    )
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,0 +1,49 @@
+"""What a run is of, in plain values: whether two runs, or a run and a file, fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from .model import PerturbedModel
+
+
+def describe(part: Any) -> dict[str, Any]:
+    """Return what must agree for a state to fit: class, parameters, noise families, population.
+
+    Args:
+        part: a module, or what has a PerturbedModel as ``pm`` such as an optimizer of a population;
+            of anything else the class.
+    """
+    found: dict[str, Any] = {"class": type(part).__name__}
+    pm = part if isinstance(part, PerturbedModel) else getattr(part, "pm", None)
+    if isinstance(pm, PerturbedModel):
+        found["directions"] = pm.population
+        found["antithetic"] = pm.state.antithetic
+        names = {id(module): name for name, module in pm.model.named_modules()}
+        found["noise"] = {names[id(layer)]: repr(layer.noise) for layer in pm.layers()}
+    model = part if isinstance(part, nn.Module) else getattr(pm, "model", None)
+    if isinstance(model, nn.Module):
+        found["parameters"] = {
+            name: f"{tuple(p.shape)} {p.dtype}" for name, p in model.named_parameters()
+        }
+    return found
+
+
+def differences(first: Any, second: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Iterate over what differs between two descriptions: place, value in each.
+
+    Args:
+        first: plain values, in dictionaries.
+        second: plain values, in dictionaries.
+        where: the place that they are from.
+    """
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        for key in [*first, *(k for k in second if k not in first)]:
+            place = f"{where} {key!r}" if where else str(key)
+            missing = "nothing"
+            yield from differences(first.get(key, missing), second.get(key, missing), place)
+    elif first != second:
+        yield where, first, second

@@ -1,0 +1,162 @@
+"""One population over many processes: what they exchange, and how they notice that one is wrong.
+
+Every process holds the whole model and evaluates its share of the directions. Noise is a function
+of the global number of a direction, so that only losses travel; the estimate is drawn again by each
+process, or summed over shares (see ``estimate`` of :class:`~perturbed.NES`). After Salimans, Ho,
+Chen, Sidor, Sutskever, "Evolution Strategies as a Scalable Alternative to Reinforcement Learning"
+(2017), where workers know each other's seeds.
+
+A script for one process becomes one for many by ``perturbed.distributed.init()`` in its first
+lines; ``torchrun --nproc-per-node=4 script.py`` then starts it. docs/distributed.md tells the rest.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .description import differences
+
+
+class ProcessError(RuntimeError):
+    """Another process of the group has died, hangs, or trains something else."""
+
+
+def init(timeout: float = 300.0, backend: str | None = None) -> bool:
+    """Join the processes that torchrun started; without torchrun, do nothing.
+
+    Args:
+        timeout: seconds after which an exchange fails when a process does not answer. It must be
+            longer than the slowest generation takes longer than the fastest.
+        backend: of torch.distributed; default: nccl where there is a GPU for every process of this
+            machine, else gloo. With nccl the process's GPU becomes the current device.
+
+    Returns:
+        Whether there is a group of processes now.
+
+    Raises:
+        ValueError: a timeout that is not positive.
+    """
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout must be a number of seconds, got {timeout!r}")
+    if not 0 < timeout < math.inf:
+        raise ValueError(f"timeout must be positive and finite, got {timeout}")
+    if dist.is_initialized():
+        return True
+    if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
+        return False
+    if backend is None:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+        enough = torch.cuda.is_available() and torch.cuda.device_count() >= here
+        backend = "nccl" if enough else "gloo"
+    if backend == "nccl":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
+    return True
+
+
+def is_first() -> bool:
+    """Whether this is the process that prints and writes: rank 0, or the only one."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+class Processes:
+    """The processes that share a population.
+
+    Args:
+        group: of torch.distributed; None for its default group, which must exist.
+
+    Attributes:
+        rank: number of this process. size: how many there are.
+        bytes: payload that this process has given to exchanges so far.
+
+    Raises:
+        RuntimeError: no process group has been made.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        """Look at the group."""
+        if not (dist.is_available() and dist.is_initialized()):
+            raise RuntimeError(
+                "there is no process group: call perturbed.distributed.init() in a script that "
+                "torchrun starts"
+            )
+        self.group = group
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        self.bytes = 0
+        self._on_gpu = dist.get_backend(group) == "nccl"
+
+    # ---- exchanges -----------------------------------------------------------------------------
+
+    def gather(self, part: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Join every process's columns: (S, sizes[rank]) -> (S, sum of sizes), the same on all."""
+        wire = self._to_wire(part)
+        padded = wire.new_zeros(part.shape[0], max(sizes))
+        padded[:, : part.shape[1]] = wire
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        self._exchange("gathering losses", dist.all_gather, parts, padded, self.group)
+        self.bytes += padded.nbytes
+        joined = torch.cat([p[:, :n] for p, n in zip(parts, sizes, strict=True)], 1)
+        return joined.to(part.device)
+
+    def add_up(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by its sum over the processes, in one exchange a dtype."""
+        of_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in tensors:
+            of_dtype.setdefault(tensor.dtype, []).append(tensor)
+        for some in of_dtype.values():
+            flat = self._to_wire(torch.cat([t.reshape(-1) for t in some]))
+            self._exchange("summing estimates", dist.all_reduce, flat, group=self.group)
+            self.bytes += flat.nbytes
+            parts = flat.to(some[0].device).split([t.numel() for t in some])
+            for tensor, part in zip(some, parts, strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+    def largest(self, value: float) -> float:
+        """Return the largest of the processes' numbers."""
+        wire = self._to_wire(torch.tensor([value], dtype=torch.float64))
+        self._exchange("comparing times", dist.all_reduce, wire, dist.ReduceOp.MAX, self.group)
+        return float(wire)
+
+    def collect(self, value: Any) -> list[Any]:
+        """Return the plain values of all processes, by rank."""
+        values: list[Any] = [None] * self.size
+        self._exchange("gathering values", dist.all_gather_object, values, value, self.group)
+        return values
+
+    def agree(self, description: dict[str, Any]) -> None:
+        """Raise ProcessError on every process if they do not all describe the same run."""
+        described = self.collect(description)
+        for rank, other in enumerate(described):
+            found = [f"{w}: {a} and {b}" for w, a, b in differences(described[0], other)]
+            if found:
+                more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+                raise ProcessError(
+                    f"the processes of ranks 0 and {rank} do not train the same thing: "
+                    f"{'; '.join(found[:3])}{more}"
+                )
+
+    # ---- how -----------------------------------------------------------------------------------
+
+    def _to_wire(self, tensor: Tensor) -> Tensor:
+        """Return a contiguous copy on a device that the backend reads."""
+        device = torch.device("cuda", torch.cuda.current_device()) if self._on_gpu else "cpu"
+        return tensor.detach().to(device).clone(memory_format=torch.contiguous_format)
+
+    def _exchange(self, what: str, function: Callable, *args: Any, **kwargs: Any) -> None:
+        """Call ``function``, and say what it means if it fails."""
+        try:
+            function(*args, **kwargs)
+        except RuntimeError as error:
+            first_line = (str(error).splitlines() or [""])[0]
+            raise ProcessError(
+                f"{what} failed on rank {self.rank} of {self.size}: another process has died or "
+                f"does not answer; start again from the last checkpoint ({first_line})"
+            ) from error
