@@ -10,7 +10,6 @@ The file is what ``torch.load(weights_only=True)`` reads: a dictionary of plain 
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .description import describe, differences
+from .description import describe, differences, digest
 from .distributed import is_first
 from .noise.state import as_int
 
@@ -68,7 +67,7 @@ def save_checkpoint(path: str | os.PathLike, **parts: Any) -> None:
         "description": {name: describe(part) for name, part in parts.items() if _is_object(part)},
         "parts": states,
     }
-    content["digest"] = _digest(content)
+    content["digest"] = digest(content)  # torch does not read the archive's own checksums
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -107,7 +106,7 @@ def read_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[
     version = content.get("version")
     if version != VERSION:
         raise CheckpointError(f"{path} has version {version}, this package reads {VERSION}")
-    if content.pop("digest", None) != _digest(content):
+    if content.pop("digest", None) != digest(content):
         raise CheckpointError(f"{path} is corrupted: its content does not match its digest")
     return content
 
@@ -280,31 +279,6 @@ def _check_plain(name: str, value: Any) -> None:
             f"{name} must have a state_dict or be a plain value (a number, a string, a tensor, "
             f"lists and dictionaries of them), got {type(value).__name__}"
         )
-
-
-def _digest(content: Any) -> str:
-    """SHA-256 of nested values and tensors; the archive's own checksums are not read by torch."""
-    digest = hashlib.sha256()
-
-    def add(value: Any) -> None:
-        if isinstance(value, Tensor):
-            flat = value.detach().cpu().contiguous().reshape(-1)
-            digest.update(f"{tuple(value.shape)}{value.dtype}".encode())
-            digest.update(flat.view(torch.uint8).numpy().tobytes())
-        elif isinstance(value, Mapping):
-            digest.update(b"{%d" % len(value))
-            for key, item in value.items():
-                add(key)
-                add(item)
-        elif isinstance(value, (list, tuple)):
-            digest.update(b"[%d" % len(value))
-            for item in value:
-                add(item)
-        else:
-            digest.update(f"{type(value).__name__}:{value!r};".encode())
-
-    add(content)
-    return digest.hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

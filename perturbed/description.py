@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .model import PerturbedModel
 
@@ -47,3 +49,28 @@ def differences(first: Any, second: Any, where: str = "") -> Iterator[tuple[str,
             yield from differences(first.get(key, missing), second.get(key, missing), place)
     elif first != second:
         yield where, first, second
+
+
+def digest(content: Any) -> str:
+    """Return the SHA-256 of plain values and tensors, in dictionaries and lists."""
+    hashed = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, Tensor):
+            flat = value.detach().cpu().contiguous().reshape(-1)
+            hashed.update(f"{tuple(value.shape)}{value.dtype}".encode())
+            hashed.update(flat.view(torch.uint8).numpy().data)
+        elif isinstance(value, Mapping):
+            hashed.update(b"{%d" % len(value))
+            for key, item in value.items():
+                add(key)
+                add(item)
+        elif isinstance(value, (list, tuple)):
+            hashed.update(b"[%d" % len(value))
+            for item in value:
+                add(item)
+        else:
+            hashed.update(f"{type(value).__name__}:{value!r};".encode())
+
+    add(content)
+    return hashed.hexdigest()

@@ -533,8 +533,12 @@ class PerturbedModel(nn.Module):
         signs, repeats = self._check_rows(values)
         if not values.is_floating_point():
             values = values.to(torch.get_default_dtype())
-        per_row = values.flatten(1).mean(1) if values.dim() > 1 else values
-        return per_row.reshape(signs, repeats // signs, self.directions).mean(1)
+        # In double precision, where the order of a sum, which follows from shapes, is not seen:
+        # values of a member are then the same in forwards of fewer directions.
+        wide = values.to(torch.float64)
+        per_row = wide.flatten(1).mean(1) if values.dim() > 1 else wide
+        members = per_row.reshape(signs, repeats // signs, self.directions).mean(1)
+        return members.to(values.dtype)
 
     def member_rows(self, values: Tensor) -> Tensor:
         """Sort what belongs to a member: (B, ...) row values -> (S, D, n, ...), n = R / S.

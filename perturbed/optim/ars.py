@@ -59,6 +59,8 @@ class ARS(EvolutionStrategy):
         sigma_schedule: step number (0 for the first) -> sigma of that step; default: the model's.
         reuse: steps that share their random numbers, see :class:`~perturbed.NES`.
         normalizer: whose ``state_dict`` belongs to this one's: the statistics of V2.
+        chunk, max_memory, distributed, estimate: of populations too large for one forward or one
+            process, see :class:`~perturbed.NES`.
 
     Raises:
         TypeError: arguments of another type.
@@ -86,6 +88,10 @@ class ARS(EvolutionStrategy):
         sigma_schedule: Callable[[int], float] | None = None,
         reuse: int = 1,
         normalizer: Stateful | None = None,
+        chunk: int | None = None,
+        max_memory: int | float | str | None = None,
+        distributed: torch.distributed.ProcessGroup | bool | None = None,
+        estimate: str = "full",
     ) -> None:
         """Check and store the arguments; nothing is drawn yet."""
         check_model(pm)
@@ -94,8 +100,19 @@ class ARS(EvolutionStrategy):
             optimizer = torch.optim.SGD(perturbed_parameters(pm), lr=rate)
         elif lr is not None:
             raise ValueError(f"lr must be None beside an optimizer, which has its own, got {lr}")
-        super().__init__(pm, optimizer, maximize, sigma_schedule, reuse, normalizer)
-        directions = pm.directions
+        super().__init__(
+            pm,
+            optimizer,
+            maximize,
+            sigma_schedule,
+            reuse,
+            normalizer,
+            chunk,
+            max_memory,
+            distributed,
+            estimate,
+        )
+        directions = pm.population
         self.top = directions if top is None else as_int("top", top)
         if not 1 <= self.top <= directions:
             raise ValueError(
@@ -111,14 +128,14 @@ class ARS(EvolutionStrategy):
         members = super()._members(values)
         if len(members) != 2:
             raise ValueError(
-                f"values must be of antithetic pairs, (2, D) = (2, {self.pm.directions}) or rows "
+                f"values must be of antithetic pairs, (2, D) = (2, {self.pm.population}) or rows "
                 f"of them, got {tuple(members.shape)}; evaluate an even number of repeats"
             )
         return members
 
     def _estimate(self, losses: Tensor) -> None:
         # E_d is sigma delta_d.
-        self.pm.set_grad(ars_weights(losses, self.top) / self.pm.sigma)
+        self._set_grad(ars_weights(losses, self.top) / self.pm.sigma)
 
 
 def ars_weights(losses: Tensor, top: int) -> Tensor:

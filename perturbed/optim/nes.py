@@ -46,11 +46,23 @@ class NES(EvolutionStrategy):
             Fresh noise is drawn where ``nes.steps % reuse == 0``: begin new episodes there.
         normalizer: whose ``state_dict`` belongs to this one's, such as the running statistics of
             observations that the closure updates; a step that raises restores it.
+        chunk: directions of a forward, at most: the closure is then called several times a step,
+            each time for others (``pm.directions`` of them) and with the same data. Default: all.
+        max_memory: bytes that a forward may take, a number or a text such as "4 GB"; the chunk then
+            follows from what forwards take.
+        distributed: whether to share the population with other processes, each evaluating its part
+            of the directions: a process group of torch.distributed, True or None for the default
+            group (None: if there is one), False for no. See ``perturbed.distributed``.
+        estimate: how processes come by the estimate: "full", every process draws the noise of all
+            directions again, and parameters do not depend on the number of processes; "sharded",
+            each draws its own part and the sums travel; "auto", what takes less time at the first
+            step.
 
     Raises:
         TypeError: arguments of another type.
-        ValueError: an unknown shaping, weight_decay negative or not finite, reuse below 1, an
-            optimizer without any perturbed parameter.
+        ValueError: an unknown shaping or estimate, weight_decay negative or not finite, reuse or
+            chunk below 1, chunk beside max_memory, an optimizer without any perturbed parameter,
+            more processes than directions.
 
     Example:
         >>> import torch, perturbed
@@ -73,9 +85,24 @@ class NES(EvolutionStrategy):
         weight_decay: float = 0.0,
         reuse: int = 1,
         normalizer: Stateful | None = None,
+        chunk: int | None = None,
+        max_memory: int | float | str | None = None,
+        distributed: torch.distributed.ProcessGroup | bool | None = None,
+        estimate: str = "full",
     ) -> None:
         """Check and store the arguments; nothing is drawn yet."""
-        super().__init__(pm, optimizer, maximize, sigma_schedule, reuse, normalizer)
+        super().__init__(
+            pm,
+            optimizer,
+            maximize,
+            sigma_schedule,
+            reuse,
+            normalizer,
+            chunk,
+            max_memory,
+            distributed,
+            estimate,
+        )
         self.shaping = resolve_shaping(shaping)
         self.weight_decay = check_number("weight_decay", weight_decay)
 
@@ -84,7 +111,7 @@ class NES(EvolutionStrategy):
         folded = weights[0] - weights[1] if len(weights) == 2 else weights[0]
         # set_grad's E_d includes sigma: one sigma makes eps of it, the other is the estimator's
         # own.
-        self.pm.set_grad(folded / (losses.numel() * self.pm.sigma**2))
+        self._set_grad(folded / (losses.numel() * self.pm.sigma**2))
         if self.weight_decay:
             for parameter in self._parameters():
                 parameter.grad.add_(parameter, alpha=self.weight_decay)  # type: ignore[union-attr]

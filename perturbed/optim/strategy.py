@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from ..description import describe, digest
 from ..model import PerturbedModel
 from ..noise.state import as_int
 from .base import PopulationOptimizer, check_model, member_values
+from .evaluation import Evaluation
 
 
 @runtime_checkable
@@ -46,10 +48,22 @@ class EvolutionStrategy(PopulationOptimizer):
             episode.
         normalizer: whose ``state_dict`` belongs to this one's, such as running statistics of
             observations that the closure updates. A step that raises restores it.
+        chunk: directions of a forward, at most: the closure is then called several times a step,
+            each time for others (``pm.directions`` of them), with the same data. Default: all.
+        max_memory: bytes that a forward may take, a number or a text such as "4 GB"; the chunk then
+            follows from what forwards take.
+        distributed: whether to share the population with other processes, each evaluating its part
+            of the directions: a process group of torch.distributed, True or None for the default
+            group (None: if there is one), False for no. See ``perturbed.distributed``.
+        estimate: how processes come by the estimate: "full", every process draws the noise of all
+            directions again, and parameters do not depend on the number of processes; "sharded",
+            each draws its own part and the sums travel; "auto", what takes less time at the first
+            step.
 
     Raises:
         TypeError: arguments of another type.
-        ValueError: reuse below 1, an optimizer without any perturbed parameter, a model of
+        ValueError: reuse or chunk below 1, chunk beside max_memory, an unknown estimate, an
+            optimizer without any perturbed parameter, more processes than directions, a model of
             :class:`~perturbed.Explicit` layers, whose members are not drawn.
     """
 
@@ -61,6 +75,10 @@ class EvolutionStrategy(PopulationOptimizer):
         sigma_schedule: Callable[[int], float] | None,
         reuse: int,
         normalizer: Stateful | None,
+        chunk: int | None,
+        max_memory: int | float | str | None,
+        distributed: torch.distributed.ProcessGroup | bool | None,
+        estimate: str,
     ) -> None:
         """Check and store the arguments; nothing is drawn yet."""
         super().__init__(maximize)
@@ -85,6 +103,8 @@ class EvolutionStrategy(PopulationOptimizer):
         if self.reuse < 1:
             raise ValueError(f"reuse must be at least 1, got {reuse}")
         self.normalizer = normalizer
+        self.evaluation = Evaluation(pm, chunk, max_memory, distributed, estimate)
+        self._agreed = False
 
     @abstractmethod
     def _estimate(self, losses: Tensor) -> None:
@@ -93,6 +113,10 @@ class EvolutionStrategy(PopulationOptimizer):
     def _parameters(self) -> list[nn.Parameter]:
         """Return the perturbed parameters, each once."""
         return perturbed_parameters(self.pm)
+
+    def _set_grad(self, weights: Tensor) -> None:
+        """Set ``.grad`` to the estimate of the whole population, from (D,) weights."""
+        self.evaluation.set_grad(weights, self._parameters())
 
     # ---- one step ------------------------------------------------------------------------------
 
@@ -104,10 +128,12 @@ class EvolutionStrategy(PopulationOptimizer):
         Raises:
             ValueError: sigma is 0 (the estimate divides by it), or what sigma_schedule returned is
                 no valid sigma.
+            ProcessError: before the first step, processes that do not train the same thing.
         """
         return super().ask()
 
     def _draw(self) -> PerturbedModel:
+        self._agree()
         sigma = self.pm.sigma if self.sigma_schedule is None else self.sigma_schedule(self.steps)
         self._check_sigma(sigma)
         if self.steps % self.reuse == 0 or not self.pm.state.drawn:
@@ -128,9 +154,42 @@ class EvolutionStrategy(PopulationOptimizer):
         if self.normalizer is not None:
             self.normalizer.load_state_dict(normalizer)
 
+    def _agree(self) -> None:
+        """Once, make sure that all processes train the same thing."""
+        processes = self.evaluation.processes
+        if self._agreed or processes is None:
+            return
+        options = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in self.optimizer.param_groups
+        ]
+        processes.agree(
+            {
+                **describe(self),
+                "noise draw": self.pm.get_extra_state(),
+                "steps": self.steps,
+                "optimizer": f"{type(self.optimizer).__name__} {options}",
+                "estimate": self.evaluation.estimate,
+                "values": {name: digest(p) for name, p in self.pm.model.named_parameters()},
+            }
+        )
+        self._agreed = True
+
+    def windows(self) -> Iterator[PerturbedModel]:
+        """Iterate over the forwards of this process's share, between ask and tell.
+
+        For losses that come from elsewhere than a closure; ``tell`` takes the member values of all
+        windows side by side, (S, directions of this process).
+        """
+        return self.evaluation.windows()
+
+    def _score(self, closure: Callable[..., Any]) -> Any:
+        return self.evaluation.score(closure, self._parameters()[0].device)
+
     def _members(self, values: Any) -> Tensor:
         self._check_sigma(self.pm.sigma)
-        return member_values(values, self.pm, self._parameters()[0].device)
+        here = member_values(values, self.pm, self._parameters()[0].device)
+        return self.evaluation.gather(here)
 
     def _update(self, losses: Tensor) -> None:
         self._estimate(losses)
@@ -144,7 +203,11 @@ class EvolutionStrategy(PopulationOptimizer):
     # ---- resuming ------------------------------------------------------------------------------
 
     def _state(self) -> dict[str, Any]:
-        state = {"optimizer": self.optimizer.state_dict(), "noise": self.pm.get_extra_state()}
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "noise": self.pm.get_extra_state(),
+            "estimate": self.evaluation.estimate,
+        }
         if self.normalizer is not None:
             state["normalizer"] = self.normalizer.state_dict()
         return state
@@ -152,6 +215,8 @@ class EvolutionStrategy(PopulationOptimizer):
     def _load_state(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.pm.set_extra_state(state["noise"])
+        self.evaluation.estimate = state["estimate"]
+        self._agreed = False
         if self.normalizer is not None:
             self.normalizer.load_state_dict(state["normalizer"])
 
