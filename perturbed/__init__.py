@@ -24,6 +24,7 @@ if os.environ.get("PERTURBED_CPU", "") not in ("", *_cpu_capabilities()):
     )
 
 from . import _ops as _ops  # registers fake kernels and derivatives before the first call
+from .candidate import evaluate_one_by_one
 from .model import PerturbedModel
 from .nn import (
     LowRankConv2d,
@@ -63,6 +64,7 @@ from .nn import (
 from .noise import Dense, Explicit, LowRank, Permuted, SignFlip, Sparse
 from .optim import ARS, NES, PGPE, PSO, SNES, ClipUp
 from .particles import TensorList
+from .pool import WorkerError, WorkerPool
 from .replicate import Replicated
 
 __version__ = "0.1.0"
@@ -112,8 +114,11 @@ __all__ = [
     "Sparse",
     "SparsePerturbedLinear",
     "TensorList",
+    "WorkerError",
+    "WorkerPool",
     "conversion_report",
     "convert",
+    "evaluate_one_by_one",
     "register_twin",
     "revert",
 ]
