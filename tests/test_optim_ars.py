@@ -10,6 +10,7 @@ from torch import nn
 import perturbed
 from perturbed import ARS, Dense, PerturbedLinear, PerturbedModel
 from perturbed.optim.ars import ars_weights
+from perturbed.rl import CartPole, ObservationNorm, rollout
 
 NAN, INF = math.nan, math.inf
 
@@ -259,25 +260,23 @@ def test_a_linear_quadratic_regulator_is_stabilised(top):
     assert trained < 1.05 * best < 0.1 * untrained
 
 
+@pytest.mark.parametrize(("top", "normalise"), [(None, False), (4, True)], ids=["V1", "V2-t"])
+def test_it_balances_the_pole(top, normalise):
+    policy = nn.Linear(4, 2, bias=False)
+    nn.init.zeros_(policy.weight)
+    pm = PerturbedModel(perturbed.convert(policy, directions=8), 8, True, sigma=0.1)
+    norm = ObservationNorm(4) if normalise else None
+    ars = ARS(pm, top=top, lr=0.1, maximize=True, normalizer=norm)
+    env = CartPole(lanes=16)
+    returns = []
+    while len(returns) < 15 and max(returns, default=0) < 400:  # 500 is the most there is
+        returns.append(ars.step(lambda: rollout(pm, env, norm=norm).returns).item())
+    assert returns[0] < 100 < 400 < returns[-1]
+    if norm is not None:  # every observation of every member, once
+        assert norm.count > 16 * sum(returns) * 0.99
+
+
 # ---- resumed runs ------------------------------------------------------------------------------
-
-
-class RunningMean:
-    """Stands for statistics of observations: changed in place by every forward."""
-
-    def __init__(self):
-        self.mean, self.count = torch.zeros(4), 0
-
-    def __call__(self, x):
-        self.count += 1
-        self.mean += (x.mean(0) - self.mean) / self.count
-        return x - self.mean
-
-    def state_dict(self):
-        return {"mean": self.mean, "count": self.count}
-
-    def load_state_dict(self, state):
-        self.mean, self.count = state["mean"].clone(), state["count"]
 
 
 def fresh_run(seed):
@@ -291,16 +290,23 @@ def fresh_run(seed):
         maximize=True,
         sigma_schedule=lambda step: 0.1 / (1 + step),
         reuse=3,
-        normalizer=RunningMean(),
+        normalizer=ObservationNorm(4),
     )
     return pm, ars, torch.optim.lr_scheduler.StepLR(ars.optimizer, 2, gamma=0.5)
+
+
+def observe(norm, x):
+    """Normalise as the closure of a policy would, counting the observations."""
+    norm.update(x)
+    norm.sync()
+    return norm(x)
 
 
 def advance(run, first, count):
     pm, ars, scheduler = run
     for step in range(first, first + count):
         x = torch.randn(24, 4, generator=torch.Generator().manual_seed(step))
-        ars.step(lambda x=x: -pm(ars.normalizer(x)).square().sum(1))
+        ars.step(lambda x=x: -pm(observe(ars.normalizer, x)).square().sum(1))
         scheduler.step()
 
 
@@ -327,17 +333,31 @@ def test_a_closure_that_raises_leaves_no_trace_in_the_normalizer():
     advance(run, 0, 2)
     pm, ars, _ = run
     state = ars.state_dict()
-    mean = state["normalizer"]["mean"].clone()
+    mean = ars.normalizer.mean.clone()
 
     def fail():
-        pm(ars.normalizer(torch.ones(24, 4)))
+        pm(observe(ars.normalizer, torch.ones(24, 4)))
         raise OSError("the simulator is gone")
 
     with pytest.raises(OSError, match="the simulator"):
         ars.step(fail)
     assert torch.equal(ars.normalizer.mean, mean)
-    assert ars.normalizer.count == 2
+    assert ars.normalizer.count == 2 * 24
     assert pm.get_extra_state() == state["noise"]
+
+
+def test_a_state_in_memory_is_not_changed_by_further_steps():
+    run = fresh_run(3)
+    advance(run, 0, 2)
+    pm, ars, _ = run
+    state, weights = ars.state_dict(), pm.model.weight.detach().clone()
+    advance(run, 2, 2)
+    after = pm.model.weight.detach().clone()
+    with torch.no_grad():
+        pm.model.weight.copy_(weights)
+    ars.load_state_dict(state)
+    advance(run, 2, 2)
+    assert torch.equal(pm.model.weight, after)
 
 
 def test_a_state_without_the_normalizer_is_refused():

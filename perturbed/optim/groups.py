@@ -5,6 +5,9 @@ prompts, or starts of episodes) take that out of the comparison; where members s
 or where prompts differ in how far their scores scatter, the scores of a group are first compared
 among themselves. Sarkar et al., "Evolution Strategies at the Hyperscale" (EGGROLL, 2025), with one
 group per prompt, after the group advantages of Shao et al., "DeepSeekMath" (GRPO, 2024).
+
+The means are of the values given: where a population takes several forwards or processes, those of
+one forward.
 """
 
 from __future__ import annotations

@@ -143,10 +143,7 @@ class EvolutionStrategy(PopulationOptimizer):
         return self.pm
 
     def _snapshot(self) -> Any:
-        normalizer = None
-        if self.normalizer is not None:  # its tensors change in place
-            normalizer = copy.deepcopy(self.normalizer.state_dict())
-        return self.pm.get_extra_state(), normalizer
+        return self.pm.get_extra_state(), self._normalizer_state()
 
     def _restore(self, snapshot: Any) -> None:
         draw, normalizer = snapshot
@@ -202,6 +199,10 @@ class EvolutionStrategy(PopulationOptimizer):
 
     # ---- resuming ------------------------------------------------------------------------------
 
+    def _normalizer_state(self) -> Any:
+        """Copy the normalizer's state, whose tensors may change in place."""
+        return None if self.normalizer is None else copy.deepcopy(self.normalizer.state_dict())
+
     def _state(self) -> dict[str, Any]:
         state = {
             "optimizer": self.optimizer.state_dict(),
@@ -209,7 +210,7 @@ class EvolutionStrategy(PopulationOptimizer):
             "estimate": self.evaluation.estimate,
         }
         if self.normalizer is not None:
-            state["normalizer"] = self.normalizer.state_dict()
+            state["normalizer"] = self._normalizer_state()
         return state
 
     def _load_state(self, state: dict[str, Any]) -> None:
