@@ -72,7 +72,12 @@ class Row:
 
 @dataclasses.dataclass
 class Result:
-    """Seconds of one row of one case, with the case's labels. JSON holds exactly these fields."""
+    """Seconds of one row of one case, with the case's labels. JSON holds exactly these fields.
+
+    Attributes:
+        steps_per_s: environment steps, suite ``rl``; NaN elsewhere.
+        policy_share: of the time, suite ``rl``; NaN elsewhere.
+    """
 
     suite: str
     view: str
@@ -85,6 +90,8 @@ class Result:
     noise_bytes: int
     times_base: float = float("nan")
     over_naive: float = float("nan")
+    steps_per_s: float = float("nan")
+    policy_share: float = float("nan")
 
 
 class Clock:

@@ -55,6 +55,9 @@ def _columns(suite: str, members: Sequence[Result]) -> dict[str, Callable[[Resul
         columns["% of base"] = lambda r: f"{100 / r.times_base:.0f} %"
     if not all(math.isnan(member.over_naive) for member in members):
         columns["over naive"] = lambda r: ratio(r.over_naive)
+    if suite == "rl":
+        columns["env steps/s"] = lambda r: f"{r.steps_per_s:,.0f}"
+        columns["policy's share"] = lambda r: f"{r.policy_share:.0%}"
     columns["noise held"] = lambda r: size(r.noise_bytes)
     return columns
 
