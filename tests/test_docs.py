@@ -40,7 +40,7 @@ def test_docstrings(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["PerturbedLinear", "PerturbedModel", "NES", "Dense", "convert", "revert"]
+    "name", ["PerturbedLinear", "PerturbedModel", "NES", "ARS", "PSO", "Dense", "convert", "revert"]
 )
 def test_what_users_start_from_has_an_example(name):
     examples = doctest.DocTestFinder(recurse=False).find(getattr(perturbed, name), name)

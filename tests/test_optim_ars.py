@@ -11,6 +11,7 @@ import perturbed
 from perturbed import ARS, Dense, PerturbedLinear, PerturbedModel
 from perturbed.optim.ars import ars_weights
 from perturbed.rl import CartPole, ObservationNorm, rollout
+from perturbed.testing import devices
 
 NAN, INF = math.nan, math.inf
 
@@ -153,6 +154,21 @@ def test_a_pair_of_equal_losses_among_others_adds_nothing():
     weights = ars_weights(torch.tensor([[1.0, 4.0], [1.0, 2.0]]), 2)
     assert weights[0] == 0
     assert weights[1] > 0
+
+
+@pytest.mark.parametrize("device", devices())
+def test_nothing_waits_for_the_device(device):
+    losses = torch.tensor([[3.0, NAN, 1.0, 0.5], [1.0, 2.0, INF, 0.5]])
+    want = ars_weights(losses, 2)
+    there = losses.to(device)
+    if torch.device(device).type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        got = ars_weights(there, 2)
+    finally:
+        if torch.device(device).type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(got.cpu(), want)
 
 
 # ---- options and errors ------------------------------------------------------------------------

@@ -155,6 +155,20 @@ def test_a_plain_module_learns_the_same(name):
     assert apart.stats["evaluations"] == 24
 
 
+@kinds
+def test_a_pool_scores_the_members(name):
+    class Pool:  # what a WorkerPool has
+        def evaluate(self, members):
+            return members.square().sum(1)
+
+    pm, together = make(name)
+    other, pooled = make(name)
+    for _ in range(3):
+        together.step(squares(pm))
+        pooled.step(Pool())
+    torch.testing.assert_close(vector(other.model), vector(pm.model), rtol=1e-4, atol=1e-5)
+
+
 # ---- learning ----------------------------------------------------------------------------------
 
 

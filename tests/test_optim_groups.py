@@ -7,6 +7,7 @@ import torch
 
 import perturbed
 from perturbed.optim import group_baseline, group_zscore
+from perturbed.testing import devices
 
 NAN, INF = math.nan, math.inf
 both = pytest.mark.parametrize("function", [group_baseline, group_zscore])
@@ -108,6 +109,21 @@ def test_counts_and_half_precision(function):
     hits = torch.rand(2, 4, 3) < 0.5
     torch.testing.assert_close(function(hits), function(hits.double()))
     assert function(torch.randn(2, 4, 3).half()).dtype == torch.float32
+
+
+@both
+@pytest.mark.parametrize("device", devices())
+def test_nothing_waits_for_the_device(function, device):
+    values, groups = torch.randn(2, 4, 3), torch.randint(0, 3, (1, 4, 3))
+    there = values.to(device), groups.to(device)
+    if torch.device(device).type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        got = function(*there)
+    finally:
+        if torch.device(device).type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(got.cpu(), function(values, groups))
 
 
 @both

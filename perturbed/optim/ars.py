@@ -152,9 +152,7 @@ def ars_weights(losses: Tensor, top: int) -> Tensor:
     """
     usable = losses.isfinite().all(0)
     best = torch.where(usable, losses.amin(0), torch.inf)
-    chosen = torch.zeros_like(usable)
-    chosen[best.argsort(stable=True)[:top]] = True
-    chosen &= usable
+    chosen = torch.zeros_like(usable).scatter_(0, best.argsort(stable=True)[:top], True) & usable
     # Weights know neither offset nor scale of the losses: in [0, 1] no square leaves the range of a
     # double. Halves, so that no difference does.
     wide = losses.to(torch.float64) / 2

@@ -137,6 +137,4 @@ def _group_numbers(values: Tensor, groups: Tensor | None) -> Tensor:
     ordered, order = numbers.sort()
     fresh = torch.ones_like(ordered, dtype=torch.int64)
     fresh[1:] = ordered[1:] != ordered[:-1]
-    ids = torch.empty_like(fresh)
-    ids[order] = fresh.cumsum(0) - 1
-    return ids
+    return torch.empty_like(fresh).scatter_(0, order, fresh.cumsum(0) - 1)

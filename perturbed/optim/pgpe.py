@@ -36,8 +36,8 @@ class PGPE(SeparableSearch):
 
     Args:
         model: a PerturbedModel of :class:`~perturbed.Explicit` layers, whose members are evaluated
-            in one forward, or any module, whose members are evaluated one after the other. Its own
-            parameters are the mean.
+            in one forward, or any module, whose members are evaluated one after the other, or by
+            ``step(pool)`` in a :class:`~perturbed.WorkerPool`. Its own parameters are the mean.
         members: P, even; default: the directions of a PerturbedModel. Needed for a plain module.
         sigma: standard deviation to start from, one for all parameters or (N,).
         optimizer: over the model's parameters; default: :class:`~perturbed.ClipUp` after its

@@ -35,8 +35,8 @@ class SNES(SeparableSearch):
 
     Args:
         model: a PerturbedModel of :class:`~perturbed.Explicit` layers, whose members are evaluated
-            in one forward, or any module, whose members are evaluated one after the other. Its own
-            parameters are the mean.
+            in one forward, or any module, whose members are evaluated one after the other, or by
+            ``step(pool)`` in a :class:`~perturbed.WorkerPool`. Its own parameters are the mean.
         members: P; default: the directions of a PerturbedModel. Needed for a plain module;
             the papers take ``4 + 3 ln N``.
         sigma: standard deviation to start from, one for all parameters or (N,): the distance at
