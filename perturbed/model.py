@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .attach import attach
 from .nn.base import PerturbedLayer
 from .nn.convert import revert
 from .nn.cost import count_multiply_adds, multiply_adds
 from .nn.fused import without_fused_layers
 from .nn.report import conversion_report, format_table
+from .nn.survey import slot_parameters
 from .noise.explicit import check_members
 from .noise.state import NoiseState, as_int, check_seed
 from .replicate import Replicated, replicate_rows
@@ -39,6 +41,9 @@ class PerturbedModel(nn.Module):
     perturbed and get no gradient, and a parameter that several layers share is perturbed once,
     alike in all.
 
+    With :class:`~perturbed.Explicit` layers the members are tensors that :meth:`set_members` is
+    given: there is no draw, no sign, and sigma has no meaning.
+
     Args:
         model: a module with perturbed layers (see :func:`perturbed.convert`). They leave the
             PerturbedModel they belong to, which then refuses to work.
@@ -51,7 +56,8 @@ class PerturbedModel(nn.Module):
     Raises:
         ValueError: no perturbed layer or none with a parameter to perturb, layers with other
         directions,
-            a parameter shared by layers of different noise, sigma negative or not finite.
+            a parameter shared by layers of different noise, layers of noise beside Explicit ones,
+            ``antithetic=True`` with those, sigma negative or not finite.
         TypeError: arguments of another type.
 
     Example:
@@ -84,120 +90,7 @@ class PerturbedModel(nn.Module):
             raise ValueError("model must not contain a PerturbedModel; pass its .model")
         self.state = NoiseState(directions, antithetic, sigma, seed)
         self.model = model
-        self._attach()
-
-    def _attach(self) -> None:
-        """Give every layer its place in the draw; a tied parameter has the stream of its first."""
-        layers = [(n, m) for n, m in self.model.named_modules() if isinstance(m, PerturbedLayer)]
-        if not layers:
-            raise ValueError(
-                "model has no perturbed layers; make them with perturbed.convert(model, directions)"
-            )
-        owner: dict[int, tuple[int, PerturbedLayer]] = {}
-        places = []
-        slot_id = 0
-        for name, layer in layers:
-            name = name or type(layer).__name__
-            if layer.directions != self.population:
-                raise ValueError(
-                    f"directions must match the layers': got {self.population}, layer {name!r} has "
-                    f"{layer.directions}"
-                )
-            ids = []
-            for slot in layer.slots():
-                weight, bias = (self._own(owner, name, layer, key, slot_id) for key in slot)
-                ids.append((weight, bias))
-                slot_id += 1
-            places.append((layer, ids))
-        if not owner:
-            raise ValueError(
-                "model has nothing to perturb: all parameters of its perturbed layers are frozen "
-                "(requires_grad=False)"
-            )
-        self._refuse_other_users(set(owner))
-        self._set_kind(
-            [layer for layer, ids in places if {i for pair in ids for i in pair} - {None}]
-        )
-        for layer, ids in places:
-            layer.attach(self.state, ids)
-        self._fix_rows([layer for layer, _ in places])
-
-    def _set_kind(self, layers: list[PerturbedLayer]) -> None:
-        """Note whether the members are given or drawn, which is the same in all layers."""
-        kinds = {layer.noise.absolute: layer.noise for layer in layers}
-        if len(kinds) > 1:
-            raise ValueError(
-                f"layers must all have {kinds[True]}, members that are given, or all have noise, "
-                f"got {kinds[False]} too; freeze the parameters that members share"
-            )
-        absolute = True in kinds
-        if absolute and self.state.antithetic:
-            raise ValueError(
-                f"antithetic must be False or None, got True: the members of {kinds[True]} have no "
-                "sign"
-            )
-        self.state.absolute = absolute
-        if absolute:
-            self.state.antithetic = False
-
-    @staticmethod
-    def _fix_rows(layers: list[PerturbedLayer]) -> None:
-        """Leave a row of a weight without noise where all layers that use it do."""
-        sites = [
-            (site, id(layer._parameters[name]), layer.fixed_row(name))
-            for layer in layers
-            for site, (name, _) in zip(layer.sites, layer.slots(), strict=True)
-            if name is not None
-        ]
-        agreed: dict[int, int | None] = {}
-        for _, parameter, row in sites:
-            agreed[parameter] = row if agreed.get(parameter, row) == row else None
-        for site, parameter, _ in sites:
-            site.fixed_row = None if site.state.absolute else agreed[parameter]
-
-    def _refuse_other_users(self, perturbed: set[int]) -> None:
-        """Raise ValueError if a module without noise uses a perturbed parameter too.
-
-        Its use would not see the noise, unlike that of a member. Modules around a layer may hold
-        its parameters.
-        """
-        for name, module in self.model.named_modules():
-            if isinstance(module, PerturbedLayer):
-                continue
-            for key, parameter in module._parameters.items():
-                if id(parameter) in perturbed and not any(
-                    isinstance(m, PerturbedLayer) and parameter is p
-                    for m in module.modules()
-                    for p in m._parameters.values()
-                ):
-                    raise ValueError(
-                        f"{name}.{key} is shared with a perturbed layer, but {name} "
-                        f"({type(module).__name__}) is not perturbed; convert both or neither"
-                    )
-
-    def _own(
-        self,
-        owner: dict[int, tuple[int, PerturbedLayer]],
-        name: str,
-        layer: PerturbedLayer,
-        key: str | None,
-        slot_id: int,
-    ) -> int | None:
-        """Id of the slot that a parameter draws from: its first owner's; None if it is frozen."""
-        if key is None:
-            return None
-        if key not in layer._parameters:
-            raise ValueError(f"{name}.{key} must be a Parameter, but something computes it")
-        parameter = layer._parameters[key]
-        if parameter is None or not parameter.requires_grad:
-            return None
-        first_id, first = owner.setdefault(id(parameter), (slot_id, layer))
-        if first.noise != layer.noise:
-            raise ValueError(
-                f"{name}.{key} is shared with a layer of other noise: {layer.noise} and "
-                f"{first.noise}"
-            )
-        return first_id
+        attach(self.model, self.state)
 
     def layers(self) -> Iterator[PerturbedLayer]:
         """Iterate over the perturbed layers, in the order of ``model.modules()``."""
@@ -315,13 +208,17 @@ class PerturbedModel(nn.Module):
         return self.state.seed
 
     def set_noise(self, sigma: float | None = None) -> None:
-        """Draw fresh noise: move on to the next generation, with a new ``sigma`` if given."""
+        """Draw fresh noise: move on to the next generation, with a new ``sigma`` if given.
+
+        Raises:
+            RuntimeError: a model whose members are given.
+        """
         self._check_owner()
         if self.state.absolute:
             raise RuntimeError(
                 "the members of this model are not drawn; give them to set_members()"
             )
-        self._attach()
+        attach(self.model, self.state)
         self.state.next_generation(sigma)
         self._make_tensors()
 
@@ -372,20 +269,32 @@ class PerturbedModel(nn.Module):
                 "set_members needs layers with noise=Explicit(); the members of this model are "
                 "drawn by set_noise()"
             )
-        self._attach()
-        members = check_members(tensors, dict(self._member_parameters()), self.population)
-        names = {id(parameter): name for name, parameter in self._member_parameters()}
-        explicit = {}
-        for layer in self.layers():
-            for key, (parameter, word) in layer.perturbed_parameters().items():
-                name = names[id(parameter)]
-                try:
-                    explicit[word] = layer.member_matrices(key, members[name])
-                except RuntimeError:
-                    raise ValueError(
-                        f"tensors[{name!r}] must be contiguous in every member, got strides "
-                        f"{members[name].stride()} for shape {tuple(members[name].shape)}"
-                    ) from None
+        # All that can fail comes first: refused members leave those that are held as they are.
+        uses = [
+            (layer, key, parameter)
+            for layer in self.layers()
+            for key, parameter in slot_parameters(layer).items()
+            if parameter.requires_grad
+        ]
+        used = {id(parameter) for _, _, parameter in uses}
+        wanted = {n: p for n, p in self.model.named_parameters() if id(p) in used}
+        names = {id(p): name for name, p in wanted.items()}
+        members = check_members(tensors, wanted, self.population)
+        matrices = {}
+        for layer, key, parameter in uses:
+            name = names[id(parameter)]
+            try:
+                matrices[layer, key] = layer.member_matrices(key, members[name])
+            except RuntimeError:
+                raise ValueError(
+                    f"tensors[{name!r}] must be contiguous in every member, got strides "
+                    f"{members[name].stride()} for shape {tuple(members[name].shape)}"
+                ) from None
+        attach(self.model, self.state)
+        explicit = {
+            layer.perturbed_parameters()[key][1]: matrix
+            for (layer, key), matrix in matrices.items()
+        }
         self.state.set_members(members, explicit)
         self._make_tensors()
 
@@ -399,11 +308,6 @@ class PerturbedModel(nn.Module):
         if not self.state.absolute:
             raise RuntimeError("members: those of this model are drawn; see member(d, sign)")
         return dict(self.state.members)
-
-    def _member_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Name and parameter of all that is perturbed, in the order of ``named_parameters()``."""
-        perturbed = self._perturbed()
-        return ((n, p) for n, p in self.model.named_parameters() if id(p) in perturbed)
 
     def allocate_memory(self) -> None:
         """Hold now what ``storage="stored"`` families hold; they would do so at their first use.
@@ -428,7 +332,10 @@ class PerturbedModel(nn.Module):
             self.state.tensors(device)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> PerturbedModel:
-        """Follow a move to another device or dtype; held noise is drawn again there."""
+        """Follow a move to another device or dtype; held noise is drawn again there.
+
+        Members that were given stay where they are, and are let go.
+        """
         super()._apply(fn, recurse)
         self.state.drop_memory()
         self._make_tensors()
