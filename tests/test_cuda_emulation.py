@@ -35,6 +35,9 @@ GROUPS = [
     ("permuted_kernels", "estimate"),
     ("sign_flip_kernels", "flip"),
     ("sign_flip_kernels", "flip-add"),
+    ("swarm_kernels", "move-float"),
+    ("swarm_kernels", "move-double"),
+    ("swarm_kernels", "uniforms"),
 ]
 DRIVERS = sorted({driver for driver, _ in GROUPS})
 SANITIZERS = [

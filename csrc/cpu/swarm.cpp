@@ -1,8 +1,8 @@
 // Particle swarms on the CPU: one step of all particles in one pass over memory, and uniform numbers.
 //
-// A step goes block by block of columns: first the best positions of the block, then, because a
-// particle may follow any other's, all moves, while the block is still in the cache. Random words
-// are drawn row by row into the first-level cache. Every element is computed by itself, so results
+// A step has two phases, because a particle may follow any other's best: all bests are kept before
+// the first move. Both go block by block of columns, a few particles at a time; random words are
+// drawn row by row into a buffer in the cache. Every element is computed by itself, so results
 // depend neither on the cutting nor on threads. Limit: memory, five numbers per element
 // (docs/kernels.md).
 #include "bind/swarm.h"
@@ -23,17 +23,12 @@ namespace {
 
 using torch::stable::parallel_for;
 
-// Columns of a block, whole batches of words: at most a page of a row in float, whose words stay in
-// the first-level cache.
+// Columns of a block: long enough that memory streams, which matters more than what stays in the
+// cache (docs/kernels.md).
+constexpr int64_t kBlockCols = 4096;
 constexpr int64_t kBatchCols = kBatchBlocks * kWordBlockCols;
-constexpr int64_t kBlockCols = 1024;
-constexpr int64_t kLeastBlockCols = 256;
-// Blocks from which they alone keep the threads busy.
-constexpr int64_t kFusedBlocks = 16;
-// What a task may count on of the second-level cache for the block's positions and bests.
-constexpr int64_t kCacheBytes = 512 << 10;
-// Elements that a task works on at least, so that handing it to a thread is worth it.
-constexpr int64_t kTaskElements = 1 << 14;
+// Elements of a task: worth handing to a thread, and enough rows to share what a block prepares.
+constexpr int64_t kTaskElements = 1 << 15;
 
 // Words of the columns of one block, for one particle after the other.
 class BlockWords {
@@ -61,15 +56,13 @@ class BlockWords {
 template <class T>
 class BlockLimit {
  public:
-  explicit BlockLimit(T value) { std::fill_n(spread_, kBlockCols, value); }
-  BlockLimit(const T* values, bool one) : values_(one ? nullptr : values) {
-    if (one) std::fill_n(spread_, kBlockCols, *values);
-  }
-  const T* at(int64_t col) const { return values_ ? values_ + col : spread_; }
+  BlockLimit(T value, int64_t cols) : spread_(std::min(cols, kBlockCols), value) {}
+  explicit BlockLimit(const T* values) : values_(values) {}
+  const T* at(int64_t col) const { return values_ ? values_ + col : spread_.data(); }
 
  private:
   const T* values_ = nullptr;
-  T spread_[kBlockCols];
+  std::vector<T> spread_;
 };
 
 template <class T>
@@ -85,37 +78,21 @@ struct SwarmMove {
   bool per_dimension;
 
   void run() const {
-    int64_t block = std::min(kBlockCols, round_up(s.cols, kBatchCols));
-    const auto block_bytes = [&] { return s.particles * block * 3 * int64_t{sizeof(T)}; };
-    while (block > kLeastBlockCols && block_bytes() > kCacheBytes)
-      block = round_up(block / 2, kBatchCols);
-    const int64_t blocks = ceil_div(s.cols, block);
-    if (blocks >= kFusedBlocks && block_bytes() <= kCacheBytes) {
-      for_tiles(block, s.particles, [&](int64_t p, int64_t p_end, int64_t col, int64_t cols) {
-        keep(p, p_end, col, cols);
-        move(p, p_end, col, cols);
-      });
-    } else {
-      // A block of all particles leaves the cache, or there are too few of them: rows are cut as
-      // well, and all bests kept before the first move.
-      const int64_t rows = std::max<int64_t>(1, kTaskElements / block);
-      for_tiles(block, rows, [&](int64_t p, int64_t p_end, int64_t col, int64_t cols) {
-        keep(p, p_end, col, cols);
-      });
-      for_tiles(block, rows, [&](int64_t p, int64_t p_end, int64_t col, int64_t cols) {
-        move(p, p_end, col, cols);
-      });
-    }
+    for_tiles(
+        [&](int64_t p, int64_t p_end, int64_t col, int64_t cols) { keep(p, p_end, col, cols); });
+    for_tiles(
+        [&](int64_t p, int64_t p_end, int64_t col, int64_t cols) { move(p, p_end, col, cols); });
   }
 
  private:
   // Runs work(first particle, last, first column, columns) for all tiles, those of one block of
   // columns after the other: a best that many follow is then read from memory once.
   template <class Work>
-  void for_tiles(int64_t block, int64_t rows, Work work) const {
+  void for_tiles(Work work) const {
+    const int64_t block = std::min(kBlockCols, s.cols);
+    const int64_t rows = std::max<int64_t>(1, kTaskElements / block);
     const int64_t down = ceil_div(s.particles, rows), across = ceil_div(s.cols, block);
-    const int64_t grain = ceil_div(kTaskElements, block * std::min(rows, s.particles));
-    parallel_for(0, down * across, grain, [&](int64_t begin, int64_t end) {
+    parallel_for(0, down * across, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t p = i % down * rows, col = i / down * block;
         work(p, std::min(p + rows, s.particles), col, std::min(block, s.cols - col));
@@ -155,14 +132,15 @@ struct SwarmMove {
 };
 
 template <class T>
-BlockLimit<T> block_limit(const Tensor& values) {
-  return {static_cast<const T*>(values.const_data_ptr()), values.numel() == 1};
+BlockLimit<T> block_limit(const Tensor& values, int64_t cols) {
+  const T* data = static_cast<const T*>(values.const_data_ptr());
+  return values.numel() == 1 ? BlockLimit<T>(*data, cols) : BlockLimit<T>(data);
 }
 
 // A wall that is not there is at `infinity`.
 template <class T>
-BlockLimit<T> block_limit(const std::optional<Tensor>& values, double infinity) {
-  return values ? block_limit<T>(*values) : BlockLimit<T>(static_cast<T>(infinity));
+BlockLimit<T> block_limit(const std::optional<Tensor>& values, int64_t cols, double infinity) {
+  return values ? block_limit<T>(*values, cols) : BlockLimit<T>(static_cast<T>(infinity), cols);
 }
 
 void swarm_move_cpu_(Tensor position, Tensor velocity, Tensor best, const Tensor improved,
@@ -192,9 +170,9 @@ void swarm_move_cpu_(Tensor position, Tensor velocity, Tensor best, const Tensor
                  static_cast<const bool*>(improved.const_data_ptr()),
                  guides,
                  noise,
-                 block_limit<T>(limit),
-                 block_limit<T>(lower, -kInfinity),
-                 block_limit<T>(upper, kInfinity),
+                 block_limit<T>(limit, s.cols),
+                 block_limit<T>(lower, s.cols, -kInfinity),
+                 block_limit<T>(upper, s.cols, kInfinity),
                  {static_cast<T>(c[0]), static_cast<T>(c[1]), static_cast<T>(c[2])},
                  per_dimension}
         .run();
@@ -236,8 +214,8 @@ Tensor uniforms_cpu(const Tensor key, int64_t stream, int64_t first, int64_t cou
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(perturbed, CPU, m) {
-  m.impl("uniforms", TORCH_BOX(&uniforms_cpu));
   m.impl("swarm_move_", TORCH_BOX(&swarm_move_cpu_));
+  m.impl("uniforms", TORCH_BOX(&uniforms_cpu));
 }
 
 }  // namespace perturbed
