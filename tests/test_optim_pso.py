@@ -281,18 +281,19 @@ def test_reevaluation_forgets_a_lucky_batch():
     assert run(best_decay=0.5) < 1e-2
 
 
-def test_remembered_values_rise_towards_the_mean():
+def test_remembered_values_rise_to_what_a_step_reaches():
     pso, _ = make(best_decay=0.25)
     pso.ask()
     pso.tell(torch.arange(8.0))
     pso.ask()
-    pso.tell(torch.full((8,), 100.0))
-    want = torch.arange(8.0) + 0.25 * (100 - torch.arange(8.0))
+    pso.tell(torch.tensor([NAN, 100, 5, 200, 300, -INF, 400, 500]))
+    old = torch.arange(8.0)
+    want = old + 0.25 * (5 - old).clamp(min=0)
     torch.testing.assert_close(pso.flight.best_values, want.double())
-    assert pso.best_value == 25
+    assert pso.best_value == 1.25
     pso.ask()
-    pso.tell(torch.full((8,), NAN))  # no mean: nothing ages
-    assert pso.best_value == 25
+    pso.tell(torch.full((8,), NAN))  # nothing was reached: nothing ages
+    assert pso.best_value == 1.25
 
 
 def test_values_of_both_populations_can_be_told():

@@ -47,10 +47,13 @@ class PSO(PopulationOptimizer):
     keeps searching.
 
     **Minibatches.** A loss of one minibatch says little about a stored one of another, and a lucky
-    batch would be the best for ever. ``reevaluate=True`` scores the remembered bests again in every
-    step, on the same batch, for twice the evaluations. ``best_decay`` is the cheap way: in every
-    step remembered values rise by that share of their distance to the mean of the swarm, so that
-    old luck fades. Fix the batch outside of the closure: with ``reevaluate`` it is called twice.
+    batch would be the best for ever. ``best_decay`` lets old luck fade: in every step remembered
+    values rise by that share of their distance to the best loss of the step. 0.05 is a good start;
+    from 0.5 on good places are forgotten faster than they are found. ``reevaluate=True`` scores the
+    remembered bests again in every step, on the same batch, for twice the evaluations: for losses
+    that change as a whole, and batches that are not too small, since the bests then follow each of
+    them. Fix the batch outside of the closure, which is called twice. The best network is that of
+    the remembered values; large batches serve better than either.
 
     Args:
         model: a PerturbedModel with Explicit layers, or a plain module.
@@ -81,7 +84,7 @@ class PSO(PopulationOptimizer):
             numbers (r and 1 - r; z and -z). "competitive", which has no fixed pairs, mirrors the
             start only.
         reevaluate: whether to score the remembered bests again in every step.
-        best_decay: share by which remembered values rise towards the mean in every step, 0 to 1.
+        best_decay: share by which remembered values rise to what a step reaches, 0 to 1.
         maximize: whether values are to be raised instead of lowered.
         seed: of all random numbers; None takes one from the operating system.
 
@@ -273,13 +276,16 @@ class PSO(PopulationOptimizer):
         self.flight.neighbours = None if neighbours is None else neighbours.to(device)
 
     def _age(self, losses: Tensor) -> None:
-        """Raise remembered values towards the mean of the swarm."""
+        """Raise remembered values towards what the swarm reaches now: its best loss.
+
+        Not towards its mean or median: early on those are far above, the bests would be forgotten
+        before anything comes near them, and the swarm would fly apart.
+        """
         if not self.best_decay:
             return
-        finite = losses.isfinite()
-        mean = torch.where(finite, losses, 0).sum() / finite.sum()
+        reached = losses.min()
         for values in (self.flight.best_values, self.flight.record_value):
-            rise = (mean - values).clamp_(min=0)
+            rise = (reached - values).clamp_(min=0)
             values.add_(torch.where(rise.isfinite(), rise, 0), alpha=self.best_decay)
 
     def _keep_record(self) -> None:
