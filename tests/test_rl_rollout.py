@@ -1,5 +1,6 @@
 """Rollouts against a loop over members and episodes; lanes, seeds, norm, and what goes wrong."""
 
+import itertools
 import math
 
 import pytest
@@ -373,6 +374,24 @@ def test_restart_begins_with_the_generation_s_episodes():
     runner.episodes(1)
     runner.run(1)
     assert env.time.tolist() == [1, 1]
+
+
+def test_windows_go_on_while_noise_is_reused():
+    pm = population(ScriptSizes)
+    sgd = torch.optim.SGD(pm.model.parameters(), 0.1)
+    nes = perturbed.NES(pm, sgd, maximize=True, reuse=3)
+    runner = Rollout(pm, env := Script(2 * D, (50,)))
+    times, starts, weights = [], [], [pm.model[0].weight.clone()]
+    for _ in range(6):
+        if nes.steps % nes.reuse == 0:
+            runner.restart()
+        nes.step(lambda: runner.run(2).returns)
+        times.append(env.time[0].item())
+        starts.append(env.seed.unique().item())
+        weights.append(pm.model[0].weight.clone())
+    assert times == [2, 4, 6, 2, 4, 6]
+    assert starts[0] == starts[2] != starts[3] == starts[5]
+    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(weights))
 
 
 def test_a_restored_run_goes_on_bit_for_bit(tmp_path):

@@ -29,7 +29,8 @@ class Rollout:
     Lane b of the environment is row b of the flat batch. A member has R / S lanes; one whose
     episode has ended is refilled with the member's next. :meth:`episodes` runs whole episodes,
     :meth:`run` a number of steps and leaves the lanes where they are, for truncated windows with
-    the same noise.
+    the same noise: with ``NES(..., reuse=K)``, call :meth:`restart` where fresh noise is drawn, and
+    have the closure return ``run(steps).returns``.
 
     Anything that raises drops the lanes, which then start anew; the norm is as it was before.
 
