@@ -233,8 +233,8 @@ class PerturbedModel(nn.Module):
         """Change the scale of the current draw; its random numbers stay."""
         self.state.move(self.seed, self.state.generation, sigma)
 
+    # Not in inference mode means with gradients, too: the views belong to the graph of the members.
     @torch.inference_mode(False)
-    @torch.enable_grad()
     def set_members(self, tensors: Mapping[str, Tensor]) -> None:
         """Give the members of a model whose layers have :class:`~perturbed.Explicit` noise.
 

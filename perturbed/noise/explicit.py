@@ -100,8 +100,7 @@ class Explicit(NoiseFamily):
         if site.bias >= 0:
             offsets = explicit[site.bias][:, 0].to(weight.dtype)
         if site.weight >= 0:
-            kernels = explicit[site.weight].to(weight.dtype)  # autocast
-            return convolve_kernels(x, kernels, offsets, weight.shape, conv, batch)
+            return convolve_kernels(x, explicit[site.weight], offsets, weight.shape, conv, batch)
         y = spread(conv(x, weight), batch)
         if offsets is None:
             return y

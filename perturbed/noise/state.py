@@ -150,9 +150,8 @@ class NoiseState:
         self._tensors.clear()
         self.set_members({}, {})
 
-    # Views that belong to the graph of the members that are shown, whoever asks for them.
+    # Not in inference mode means with gradients, too: the views belong to the graph of the members.
     @torch.inference_mode(False)
-    @torch.enable_grad()
     def _show_members(self) -> None:
         last = self.first_direction + self.directions
         self.explicit = {w: t[self.first_direction : last] for w, t in self._all_members.items()}
