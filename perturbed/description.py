@@ -20,13 +20,15 @@ def describe(part: Any) -> dict[str, Any]:
             of anything else the class.
     """
     found: dict[str, Any] = {"class": type(part).__name__}
-    pm = part if isinstance(part, PerturbedModel) else getattr(part, "pm", None)
+    holder = getattr(part, "swarm", part)
+    pm = part if isinstance(part, PerturbedModel) else getattr(holder, "pm", None)
     if isinstance(pm, PerturbedModel):
         found["directions"] = pm.population
         found["antithetic"] = pm.state.antithetic
         names = {id(module): name for name, module in pm.model.named_modules()}
         found["noise"] = {names[id(layer)]: repr(layer.noise) for layer in pm.layers()}
-    model = part if isinstance(part, nn.Module) else getattr(pm, "model", None)
+    model = getattr(pm, "model", getattr(holder, "module", None))
+    model = part if isinstance(part, nn.Module) else model
     if isinstance(model, nn.Module):
         found["parameters"] = {
             name: f"{tuple(p.shape)} {p.dtype}" for name, p in model.named_parameters()
@@ -49,6 +51,30 @@ def differences(first: Any, second: Any, where: str = "") -> Iterator[tuple[str,
             yield from differences(first.get(key, missing), second.get(key, missing), place)
     elif first != second:
         yield where, first, second
+
+
+def outline(value: Any) -> Any:
+    """Return what one can compare and read of any value: plain values, in dictionaries.
+
+    Args:
+        value: tensors become the start of their digest, lists and tuples dictionaries by number,
+            functions their name, torch optimizers their class and options, other objects their
+            class.
+    """
+    if isinstance(value, Tensor):
+        return digest(value)[:16]
+    if isinstance(value, Mapping):
+        return {key: outline(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return dict(enumerate(outline(item) for item in value))
+    if isinstance(value, float) and value != value:
+        return "nan"  # which is not equal to itself
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, torch.optim.Optimizer):
+        groups = [{k: v for k, v in g.items() if k != "params"} for g in value.param_groups]
+        return {"class": type(value).__name__, "groups": outline(groups)}
+    return getattr(value, "__qualname__", type(value).__name__)
 
 
 def digest(content: Any) -> str:

@@ -8,9 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .. import _C
+from ..description import describe, outline
 from ..model import PerturbedModel
+from .share import Share
 
 
 class PopulationOptimizer(ABC):
@@ -30,7 +33,10 @@ class PopulationOptimizer(ABC):
     Attributes:
         steps: populations told so far.
         evaluations: members scored so far.
+        evaluation: what this process scores of a population; a subclass sets it.
     """
+
+    evaluation: Share
 
     def __init__(self, maximize: bool) -> None:
         """Check and store; nothing is drawn yet."""
@@ -40,12 +46,17 @@ class PopulationOptimizer(ABC):
         self.steps = 0
         self.evaluations = 0
         self._asked = False
+        self._agreed = False
         # Of the last step, then of all steps; on the model's device, so that tell() waits for
         # nothing.
         self._last: dict[str, Tensor] = {}
         self._nonfinite_total: Tensor | int = 0
 
     # ---- what a subclass says ------------------------------------------------------------------
+
+    @abstractmethod
+    def _module(self) -> nn.Module:
+        """Return the plain model, whose parameters are what is learned."""
 
     @abstractmethod
     def _draw(self) -> Any:
@@ -81,7 +92,12 @@ class PopulationOptimizer(ABC):
     # ---- one step ------------------------------------------------------------------------------
 
     def ask(self) -> Any:
-        """Make the next population, to be scored and told."""
+        """Make the next population, to be scored and told.
+
+        Raises:
+            ProcessError: at the first step of processes that do not train the same thing.
+        """
+        self._agree()
         population = self._draw()
         self._asked = True
         return population
@@ -135,6 +151,26 @@ class PopulationOptimizer(ABC):
                 self._restore(before)
                 self._asked = asked
             raise
+
+    def _agree(self) -> None:
+        """Once, make sure that all processes train the same thing."""
+        processes = self.evaluation.processes
+        if self._agreed or processes is None:
+            return
+        own = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        # What a person recognises comes first: a message shows the first differences alone.
+        processes.agree(
+            {
+                **describe(self),
+                "kernels": _C.cpu_capability(),  # others round sums in another way
+                "torch": str(torch.__version__),
+                "directions of each process": self.evaluation.split.sizes,
+                **outline(own),
+                "state": outline(self.state_dict()),
+                "model": outline(self._module().state_dict()),
+            }
+        )
+        self._agreed = True
 
     def _record(self, members: Tensor) -> Tensor:
         """Keep the numbers of :attr:`stats`; return the mean."""
@@ -192,6 +228,7 @@ class PopulationOptimizer(ABC):
         if set(state) != expected:
             raise ValueError(f"state must have the entries {sorted(expected)}, got {sorted(state)}")
         self._load_state(state)
+        self._agreed = False
         self._asked = bool(state["asked"])
         stats = state["stats"]
         self.steps = int(stats["steps"])

@@ -42,6 +42,10 @@ class SeparableSearch(PopulationOptimizer):
         mirrored: whether the second half of the members mirrors the first.
         maximize: whether values are to be raised instead of lowered.
         seed: of the noise; None takes one from the operating system.
+        chunk: members of a forward, at most; see :class:`~perturbed.optim.Swarm`, as for what
+            follows.
+        max_memory: bytes that a forward may take.
+        distributed: whether to share the members with other processes.
 
     Attributes:
         swarm: the members.
@@ -63,12 +67,16 @@ class SeparableSearch(PopulationOptimizer):
         mirrored: bool,
         maximize: bool,
         seed: int | None,
+        chunk: int | None,
+        max_memory: int | float | str | None,
+        distributed: torch.distributed.ProcessGroup | bool | None,
     ) -> None:
         """Check and store the arguments; nothing is drawn yet."""
         super().__init__(maximize)
         if not isinstance(mirrored, bool):
             raise TypeError(f"mirrored must be True or False, got {mirrored!r}")
-        self.swarm = Swarm(model, members)
+        self.swarm = Swarm(model, members, chunk, max_memory, distributed)
+        self.evaluation = self.swarm.evaluation
         self.mirrored = mirrored
         if mirrored and self.swarm.particles % 2 == 1:
             raise ValueError(f"members must be even to be mirrored, got {self.swarm.particles}")
@@ -88,6 +96,9 @@ class SeparableSearch(PopulationOptimizer):
     @abstractmethod
     def _learn(self, losses: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradient at the mean and the new ``std``, both (N,), from (P,) losses."""
+
+    def _module(self) -> nn.Module:
+        return self.swarm.module
 
     @property
     def seed(self) -> int:
@@ -154,7 +165,7 @@ class SeparableSearch(PopulationOptimizer):
         return self.swarm.score(closure)
 
     def _members(self, values: Any) -> Tensor:
-        return self.swarm.values(values)
+        return self.swarm.gather(self.swarm.values(values))
 
     def _update(self, losses: Tensor) -> None:
         gradient, std = self._learn(losses)

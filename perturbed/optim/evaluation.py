@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..distributed import Processes
 from ..memory import PeakMemory, is_out_of_memory, to_bytes
 from ..model import PerturbedModel
 from .base import member_values
-from .split import Split
+from .share import Share
 
 ESTIMATES = ("full", "sharded", "auto")
 
@@ -24,7 +23,7 @@ FIRST_CHUNK = 2
 GROWTH = 8
 
 
-class Evaluation:
+class Evaluation(Share):
     """Scores a population in forwards of bounded size, and its share of one in each process.
 
     Args:
@@ -37,10 +36,6 @@ class Evaluation:
         estimate: how processes come by the estimate: "full", every process draws all directions;
             "sharded", every process draws its own and the sums travel; "auto", what takes less time
             at the first step.
-
-    Attributes:
-        processes: those that share the population, or None.
-        split: what of it is evaluated here.
 
     Raises:
         TypeError: arguments of another type.
@@ -63,15 +58,18 @@ class Evaluation:
             raise ValueError(f"estimate must be one of {ESTIMATES}, got {estimate!r}")
         self.pm = pm
         self.max_memory = None if max_memory is None else to_bytes("max_memory", max_memory)
-        self.processes = _processes(distributed)
-        rank, size = (self.processes.rank, self.processes.size) if self.processes else (0, 1)
-        self.split = Split(pm.population, chunk, rank, size)
+        super().__init__(pm.population, chunk, distributed)
         self.estimate = estimate
         if self.max_memory is not None:
             self.split.chunk = min(FIRST_CHUNK, self.split.count)
         pm.state.show(self.split.first, self.split.count)
 
     # ---- scoring -------------------------------------------------------------------------------
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the share may take several forwards."""
+        return self.split.chunk < self.split.count or self.max_memory is not None
 
     def windows(self) -> Iterator[PerturbedModel]:
         """Iterate over the forwards of this process's share; the model shows one's directions."""
@@ -87,7 +85,7 @@ class Evaluation:
 
         Where one forward is all, what it returned as it is.
         """
-        if self.split.chunk == self.split.count and self.max_memory is None:
+        if not self.bounded:
             return self._call(closure)
         parts = []
         for shown in self.windows():
@@ -131,13 +129,7 @@ class Evaluation:
         self.split.chunk = min(fits, GROWTH * shown, self.split.count)
         return values
 
-    # ---- what processes exchange ---------------------------------------------------------------
-
-    def gather(self, members: Tensor) -> Tensor:
-        """Join the member values of all processes: (S, count) -> (S, population)."""
-        if self.processes is None:
-            return members
-        return self.processes.gather(members, self.split.sizes)
+    # ---- the estimate --------------------------------------------------------------------------
 
     def set_grad(self, weights: Tensor, parameters: Iterable[nn.Parameter]) -> None:
         """Set ``.grad`` to the estimate of the whole population, from (population,) weights."""
@@ -172,20 +164,3 @@ class Evaluation:
                 taken.append(time.perf_counter() - start)
             seconds[way] = self.processes.largest(min(taken))
         return min(seconds, key=lambda way: seconds[way])
-
-
-def _processes(distributed: torch.distributed.ProcessGroup | bool | None) -> Processes | None:
-    """Return those that share the population; None if there are no others."""
-    if distributed is False:
-        return None
-    available = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if distributed is None or distributed is True:
-        if distributed is None and not available:
-            return None
-        return Processes()
-    if not available or not isinstance(distributed, torch.distributed.ProcessGroup):
-        raise TypeError(
-            "distributed must be a process group, True, False or None, got "
-            f"{type(distributed).__name__}"
-        )
-    return Processes(distributed)

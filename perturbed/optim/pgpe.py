@@ -49,6 +49,13 @@ class PGPE(SeparableSearch):
         shaping: name in ``perturbed.optim.SHAPINGS``, or a function of the (P,) losses.
         maximize: whether values are to be raised instead of lowered.
         seed: of the noise; None takes one from the operating system.
+        chunk: members of a forward, at most: the closure is then called several times a step, each
+            time for others (``pm.directions`` of them), with the same data. Default: all.
+        max_memory: bytes that a forward may take, a number or a text such as "4 GB"; the chunk then
+            follows from what forwards take.
+        distributed: whether to share the members with other processes, each scoring its part of
+            them: a process group of torch.distributed, True or None for the default group (None: if
+            there is one), False for no.
 
     Raises:
         TypeError: arguments of another type.
@@ -80,9 +87,24 @@ class PGPE(SeparableSearch):
         shaping: str | Shaping = "centered_rank",
         maximize: bool = False,
         seed: int | None = 0,
+        chunk: int | None = None,
+        max_memory: int | float | str | None = None,
+        distributed: torch.distributed.ProcessGroup | bool | None = None,
     ) -> None:
         """Check and store the arguments; nothing is drawn yet."""
-        super().__init__(model, members, optimizer, sigma, std_bounds, True, maximize, seed)
+        super().__init__(
+            model,
+            members,
+            optimizer,
+            sigma,
+            std_bounds,
+            True,
+            maximize,
+            seed,
+            chunk,
+            max_memory,
+            distributed,
+        )
         self.std_lr = check_number("std_lr", std_lr)
         self.max_change = check_number("max_change", max_change, high=1.0)
         self.shaping = resolve_shaping(shaping)

@@ -48,6 +48,13 @@ class SNES(SeparableSearch):
         mirrored: whether the second half of the members mirrors the first.
         maximize: whether values are to be raised instead of lowered.
         seed: of the noise; None takes one from the operating system.
+        chunk: members of a forward, at most: the closure is then called several times a step, each
+            time for others (``pm.directions`` of them), with the same data. Default: all.
+        max_memory: bytes that a forward may take, a number or a text such as "4 GB"; the chunk then
+            follows from what forwards take.
+        distributed: whether to share the members with other processes, each scoring its part of
+            them: a process group of torch.distributed, True or None for the default group (None: if
+            there is one), False for no.
 
     Raises:
         TypeError: arguments of another type.
@@ -76,9 +83,24 @@ class SNES(SeparableSearch):
         mirrored: bool = False,
         maximize: bool = False,
         seed: int | None = 0,
+        chunk: int | None = None,
+        max_memory: int | float | str | None = None,
+        distributed: torch.distributed.ProcessGroup | bool | None = None,
     ) -> None:
         """Check and store the arguments; nothing is drawn yet."""
-        super().__init__(model, members, optimizer, sigma, std_bounds, mirrored, maximize, seed)
+        super().__init__(
+            model,
+            members,
+            optimizer,
+            sigma,
+            std_bounds,
+            mirrored,
+            maximize,
+            seed,
+            chunk,
+            max_memory,
+            distributed,
+        )
         size = self.std.numel()
         default = (3 + math.log(size)) / (5 * math.sqrt(size))
         self.std_lr = default if std_lr is None else check_number("std_lr", std_lr)

@@ -10,7 +10,6 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ..description import describe, digest
 from ..model import PerturbedModel
 from ..noise.state import as_int
 from .base import PopulationOptimizer, check_model, member_values
@@ -103,12 +102,14 @@ class EvolutionStrategy(PopulationOptimizer):
         if self.reuse < 1:
             raise ValueError(f"reuse must be at least 1, got {reuse}")
         self.normalizer = normalizer
-        self.evaluation = Evaluation(pm, chunk, max_memory, distributed, estimate)
-        self._agreed = False
+        self.evaluation: Evaluation = Evaluation(pm, chunk, max_memory, distributed, estimate)
 
     @abstractmethod
     def _estimate(self, losses: Tensor) -> None:
         """Set ``.grad`` of the perturbed parameters from (S, D) losses, some maybe not finite."""
+
+    def _module(self) -> nn.Module:
+        return self.pm.model
 
     def _parameters(self) -> list[nn.Parameter]:
         """Return the perturbed parameters, each once."""
@@ -133,7 +134,6 @@ class EvolutionStrategy(PopulationOptimizer):
         return super().ask()
 
     def _draw(self) -> PerturbedModel:
-        self._agree()
         sigma = self.pm.sigma if self.sigma_schedule is None else self.sigma_schedule(self.steps)
         self._check_sigma(sigma)
         if self.steps % self.reuse == 0 or not self.pm.state.drawn:
@@ -150,27 +150,6 @@ class EvolutionStrategy(PopulationOptimizer):
         self.pm.set_extra_state(draw)
         if self.normalizer is not None:
             self.normalizer.load_state_dict(normalizer)
-
-    def _agree(self) -> None:
-        """Once, make sure that all processes train the same thing."""
-        processes = self.evaluation.processes
-        if self._agreed or processes is None:
-            return
-        options = [
-            {name: value for name, value in group.items() if name != "params"}
-            for group in self.optimizer.param_groups
-        ]
-        processes.agree(
-            {
-                **describe(self),
-                "noise draw": self.pm.get_extra_state(),
-                "steps": self.steps,
-                "optimizer": f"{type(self.optimizer).__name__} {options}",
-                "estimate": self.evaluation.estimate,
-                "values": {name: digest(p) for name, p in self.pm.model.named_parameters()},
-            }
-        )
-        self._agreed = True
 
     def windows(self) -> Iterator[PerturbedModel]:
         """Iterate over the forwards of this process's share, between ask and tell.
@@ -217,7 +196,6 @@ class EvolutionStrategy(PopulationOptimizer):
         self.optimizer.load_state_dict(state["optimizer"])
         self.pm.set_extra_state(state["noise"])
         self.evaluation.estimate = state["estimate"]
-        self._agreed = False
         if self.normalizer is not None:
             self.normalizer.load_state_dict(state["normalizer"])
 

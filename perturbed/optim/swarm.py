@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from ..model import PerturbedModel
 from ..nn.convert import revert
 from ..noise.state import as_int
 from .base import member_values, to_numbers
+from .evaluation import Evaluation
+from .share import Share
 
 
 class Swarm:
@@ -28,6 +30,13 @@ class Swarm:
         model: a PerturbedModel whose layers have Explicit noise, or a plain module. Its parameters
             with ``requires_grad=False`` are no part of the vectors.
         particles: P; default: the directions of a PerturbedModel. Needed for a plain module.
+        chunk: particles of a forward, at most: closures are then called several times, each time
+            for others (``pm.directions`` of them), with the same data. Default: all.
+        max_memory: bytes that a forward may take, a number or a text such as "4 GB"; the chunk then
+            follows from what forwards take.
+        distributed: whether to share the particles with other processes, each scoring its part of
+            them: a process group of torch.distributed, True or None for the default group (None: if
+            there is one), False for no. Every process holds and moves all of them.
 
     Attributes:
         module: the plain model; for a PerturbedModel, its base model.
@@ -35,11 +44,13 @@ class Swarm:
         parameters: by name, in the order of the vectors.
         positions: (P, N) on the parameters' device, in the widest of their dtypes, float32 at
             least. Change it in place and :meth:`publish`.
+        evaluation: which particles this process scores, and in which forwards.
 
     Raises:
         TypeError: no module, parameters that are not real floating point.
         ValueError: nothing to move, parameters on several devices, particles missing, below 1, or
-            other than the directions.
+            other than the directions; chunk or max_memory for a plain module, which has no forward
+            of several particles; more processes than particles.
 
     Example:
         >>> import torch
@@ -51,7 +62,14 @@ class Swarm:
         torch.Size([3])
     """
 
-    def __init__(self, model: PerturbedModel | nn.Module, particles: int | None = None) -> None:
+    def __init__(
+        self,
+        model: PerturbedModel | nn.Module,
+        particles: int | None = None,
+        chunk: int | None = None,
+        max_memory: int | float | str | None = None,
+        distributed: torch.distributed.ProcessGroup | bool | None = None,
+    ) -> None:
         """Find the parameters; every particle starts where the model is."""
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
@@ -68,6 +86,16 @@ class Swarm:
             raise ValueError(f"particles must be at least 1, got {count}")
         self.parameters = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
         _check_parameters(self.parameters)
+        self.evaluation: Share
+        if self.pm is not None:
+            self.evaluation = Evaluation(self.pm, chunk, max_memory, distributed, "full")
+        elif chunk is not None or max_memory is not None:
+            raise ValueError(
+                "chunk and max_memory bound the forwards of a PerturbedModel; a plain module is "
+                "scored one particle at a time, and they must be None"
+            )
+        else:
+            self.evaluation = Share(count, None, distributed)
         start = self.read()
         wide = torch.float64 if start.dtype == torch.float64 else torch.float32
         self.positions = start.to(wide).expand(count, -1).contiguous()
@@ -139,22 +167,30 @@ class Swarm:
     # ---- scoring -------------------------------------------------------------------------------
 
     def score(self, closure: Callable[..., Any], vectors: Tensor | None = None) -> Any:
-        """Score every particle; returns what :meth:`values` takes.
+        """Score the particles, of several processes this one's; returns what :meth:`values` takes.
 
         Args:
             closure: for a PerturbedModel, called without arguments: values of its rows or members.
                 For a plain module, called with the module once per particle, which it then is: one
                 number. A pool (an object with ``evaluate``) does the same in processes, for either.
             vectors: (P, N), other vectors to score instead of the positions.
+
+        Raises:
+            ValueError: a pool beside chunk or max_memory, which are of forwards.
         """
         shown = self.positions if vectors is None else vectors
+        evaluation = self.evaluation
         if hasattr(closure, "evaluate"):
-            return closure.evaluate(shown)
-        if self.pm is None:
-            return self._one_by_one(closure, shown)
+            if isinstance(evaluation, Evaluation) and evaluation.bounded:
+                raise ValueError(
+                    "chunk and max_memory must be None with a pool, which runs no forward"
+                )
+            return closure.evaluate(shown[evaluation.here])
+        if not isinstance(evaluation, Evaluation):
+            return self._one_by_one(closure, shown[evaluation.here])
         try:
             self._show(shown)
-            return closure()
+            return evaluation.score(closure, self.positions.device)
         finally:
             if vectors is not None:
                 self.publish()
@@ -170,8 +206,26 @@ class Swarm:
             self.write(own)
         return torch.tensor(results, dtype=torch.float64)
 
+    def windows(self) -> Iterator[PerturbedModel]:
+        """Iterate over the forwards of this process's particles, for values from elsewhere.
+
+        Raises:
+            RuntimeError: a plain module.
+        """
+        if not isinstance(self.evaluation, Evaluation):
+            raise RuntimeError("windows: a plain module has no forward of several particles")
+        return self.evaluation.windows()
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Join what the processes' particles scored: (..., count) -> (..., P), on every process."""
+        return self.evaluation.gather(values.view(-1, values.shape[-1])).view(
+            *values.shape[:-1], -1
+        )
+
     def values(self, values: Any) -> Tensor:
         """Bring values to one per particle, (P,), floating point on the positions' device.
+
+        Of several processes, to one for each particle that this one scores.
 
         Raises:
             ValueError: another number of values.
@@ -181,9 +235,10 @@ class Swarm:
         if self.pm is not None:
             return member_values(values, self.pm, device)[0]
         values = to_numbers(values, device)
-        if values.shape != (self.particles,):
+        count = self.evaluation.split.count
+        if values.shape != (count,):
             raise ValueError(
-                f"values must be one per particle, ({self.particles},), got {tuple(values.shape)}"
+                f"values must be one per particle, ({count},), got {tuple(values.shape)}"
             )
         return values
 

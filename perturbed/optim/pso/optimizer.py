@@ -87,6 +87,13 @@ class PSO(PopulationOptimizer):
         best_decay: share by which remembered values rise to what a step reaches, 0 to 1.
         maximize: whether values are to be raised instead of lowered.
         seed: of all random numbers; None takes one from the operating system.
+        chunk: particles of a forward, at most: the closure is then called several times a step,
+            each time for others (``pm.directions`` of them), with the same data. Default: all.
+        max_memory: bytes that a forward may take, a number or a text such as "4 GB"; the chunk then
+            follows from what forwards take.
+        distributed: whether to share the particles with other processes, each scoring its part of
+            them: a process group of torch.distributed, True or None for the default group (None: if
+            there is one), False for no.
 
     Raises:
         TypeError: arguments of another type.
@@ -138,6 +145,9 @@ class PSO(PopulationOptimizer):
         best_decay: float = 0.0,
         maximize: bool = False,
         seed: int | None = 0,
+        chunk: int | None = None,
+        max_memory: int | float | str | None = None,
+        distributed: torch.distributed.ProcessGroup | bool | None = None,
     ) -> None:
         """Check the arguments and draw the start."""
         super().__init__(maximize)
@@ -168,7 +178,8 @@ class PSO(PopulationOptimizer):
                 "velocities"
             )
         self.seed = check_seed(seed)
-        self.swarm = Swarm(model, particles)
+        self.swarm = Swarm(model, particles, chunk, max_memory, distributed)
+        self.evaluation = self.swarm.evaluation
         if antithetic and self.swarm.particles % 2:
             raise ValueError(
                 f"antithetic needs an even number of particles, got {self.swarm.particles}"
@@ -207,14 +218,19 @@ class PSO(PopulationOptimizer):
     def ask(self) -> PerturbedModel | Tensor:
         """Return the population to score: the PerturbedModel, or a copy of the vectors, (P, N).
 
-        Nothing changes: particles move in ``tell``, and the first population is the start.
+        Of several processes the vectors are those that this one scores. Nothing changes: particles
+        move in ``tell``, and the first population is the start.
         """
         return super().ask()
+
+    def _module(self) -> nn.Module:
+        return self.swarm.module
 
     def _draw(self) -> PerturbedModel | Tensor:
         self._plan()
         self.swarm.publish()
-        return self.swarm.positions.clone() if self.swarm.pm is None else self.swarm.pm
+        pm, here = self.swarm.pm, self.evaluation.here
+        return self.swarm.positions[here].clone() if pm is None else pm
 
     def _plan(self) -> tuple[float, Tensor | None]:
         """Ask the caller's functions for this step, before anything changes."""
@@ -235,14 +251,15 @@ class PSO(PopulationOptimizer):
 
     def _members(self, values: Any) -> Tensor:
         if not self.reevaluate:
-            return self.swarm.values(values)
-        if not isinstance(values, Tensor) or values.shape != (2, self.swarm.particles):
+            return self.swarm.gather(self.swarm.values(values))
+        count = self.evaluation.split.count
+        if not isinstance(values, Tensor) or values.shape != (2, count):
             got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ValueError(
                 "with reevaluate, values must be those of the particles and of their bests, "
-                f"(2, P) = (2, {self.swarm.particles}), got {got}; step(closure) does it"
+                f"(2, P) = (2, {count}), got {got}; step(closure) does it"
             )
-        return to_numbers(values, self.swarm.positions.device)
+        return self.swarm.gather(to_numbers(values, self.swarm.positions.device))
 
     def _record(self, members: Tensor) -> Tensor:
         return super()._record(members[0] if self.reevaluate else members)
