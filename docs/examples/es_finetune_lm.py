@@ -30,7 +30,7 @@ import random
 import sysconfig
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -385,14 +385,11 @@ def main(argv: Sequence[str] | None = None) -> list[LanguageRun]:
             print(f"resumed at generation {run.nes.steps}, {run.seconds:.0f} s of evolution")
         file = options.out / f"{run.name}_{seed}.pt"
         train(run, options.seconds, options.generations, file)
-        models: dict[str, Callable[[], nn.Module]] = {
-            "pretrained": lambda run=run: run.start,
-            "evolved": lambda run=run: run.net,
-        }
+        models: dict[str, nn.Module] = {"pretrained": run.start, "evolved": run.net}
         if not options.no_baseline:
-            models["more Adam instead"] = run.more_adam
-        for model, make in models.items():
-            results.setdefault(model, {})[seed] = run.report(make())
+            models["more Adam instead"] = run.more_adam()
+        for model, net in models.items():
+            results.setdefault(model, {})[seed] = run.report(net)
         print(f"\nseed {seed}: {run.nes.steps:,} generations in {run.seconds:.0f} s, {file}")
         print(side_by_side(run.samples(run.start)[:10], run.samples(run.net)[:10]))
         runs.append(run)
