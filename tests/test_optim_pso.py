@@ -3,13 +3,15 @@
 import copy
 import io
 import math
+import os
+import signal
 
 import pytest
 import torch
 from torch import nn
 
 import perturbed
-from perturbed import PSO, Explicit, PerturbedModel
+from perturbed import PSO, Explicit, PerturbedModel, WorkerPool, evaluate_one_by_one
 from perturbed.optim import VARIANTS, Accelerated, Inertia
 
 NAN, INF = math.nan, math.inf
@@ -383,6 +385,61 @@ def test_a_function_that_raises_changes_nothing():
         assert same(values_of(swarm), before)
         assert swarm.stats == stats
         swarm.step(good)
+
+
+def distance(net):
+    """From parameters of 1."""
+    return sum((p - 1).square().sum().item() for p in net.parameters())
+
+
+@pytest.mark.parametrize("kind", ["plain", "converted"])
+def test_a_pool_of_processes_is_the_same_run(kind):
+    runs = []
+    for pooled in (False, True):
+        net = network(torch.float64)
+        plain = copy.deepcopy(net)
+        if kind == "converted":
+            net = perturbed.convert(net, 6, Explicit())
+            net = PerturbedModel(net, 6)
+        pso = PSO(net, 6, reevaluate=True)
+        with WorkerPool(distance, plain, workers=2, start_method="fork") as pool:
+            for _ in range(4):
+                if pooled:
+                    pso.step(pool)
+                else:
+                    both = (pso.flight.positions, pso.flight.bests)
+                    pso.ask()
+                    pso.tell(torch.stack([evaluate_one_by_one(distance, plain, m) for m in both]))
+        runs.append(values_of(pso))
+    assert same(*runs)
+
+
+def test_a_worker_that_dies_is_replaced_or_changes_nothing(tmp_path):
+    net = network()
+    pso = PSO(net, 4)
+
+    def dies(net):
+        if not (tmp_path / "died").exists():
+            (tmp_path / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return distance(net)
+
+    with WorkerPool(dies, net, workers=2, start_method="fork") as pool:
+        pso.step(pool)
+        assert pool.replaced == 1
+    assert pso.best_value == distance(net)
+
+    def always(net):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    before = values_of(pso)
+    with (
+        WorkerPool(always, net, workers=1, retries=0, start_method="fork") as pool,
+        pytest.raises(RuntimeError, match="member 0"),
+    ):
+        pso.step(pool)
+    assert same(values_of(pso), before)
+    assert pso.steps == 1
 
 
 # ---- bad input ---------------------------------------------------------------------------------

@@ -109,6 +109,16 @@ def test_frozen_and_tied_parameters():
     assert torch.equal(member[0].weight, net[0].weight)
 
 
+def test_parameters_may_be_single_numbers():
+    net = nn.Module()
+    net.x = nn.Parameter(torch.tensor(2.0))
+    swarm = Swarm(net, 3)
+    swarm.positions.copy_(torch.arange(3.0)[:, None])
+    assert swarm.score(lambda net: net.x).tolist() == [0, 1, 2]
+    swarm.write(torch.tensor([5.0]))
+    assert net.x == 5
+
+
 def test_windows_of_the_model_are_allowed():
     pm = make(6)
     swarm = Swarm(pm)

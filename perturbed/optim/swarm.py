@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..candidate import evaluate_one_by_one
 from ..model import PerturbedModel
 from ..nn.convert import revert
 from ..noise.state import as_int
+from ..pool import WorkerPool
 from .base import member_values, to_numbers
 from .evaluation import Evaluation
 from .share import Share
@@ -22,9 +24,9 @@ class Swarm:
 
     A vector holds the parameters that the swarm moves, flattened and joined in the order of
     ``named_parameters()``. A :class:`~perturbed.PerturbedModel` of :class:`~perturbed.Explicit`
-    layers evaluates all particles in one forward; any other module one by one, or in a pool of
-    processes. The model's own parameters are none of the particles: optimizers keep the best or the
-    mean there.
+    layers evaluates all particles in one forward; any other module one by one, or in a
+    :class:`~perturbed.WorkerPool`. The model's own parameters are none of the particles:
+    optimizers keep the best or the mean there.
 
     Args:
         model: a PerturbedModel whose layers have Explicit noise, or a plain module. Its parameters
@@ -136,7 +138,7 @@ class Swarm:
         parameters = list(self.parameters.values())
         parts = vectors.split([p.numel() for p in parameters], -1)
         return [
-            part.view(*vectors.shape[:-1], *p.shape)
+            part.view((*vectors.shape[:-1], *p.shape))
             for part, p in zip(parts, parameters, strict=True)
         ]
 
@@ -166,13 +168,14 @@ class Swarm:
 
     # ---- scoring -------------------------------------------------------------------------------
 
-    def score(self, closure: Callable[..., Any], vectors: Tensor | None = None) -> Any:
+    def score(self, closure: Callable[..., Any] | WorkerPool, vectors: Tensor | None = None) -> Any:
         """Score the particles, of several processes this one's; returns what :meth:`values` takes.
 
         Args:
             closure: for a PerturbedModel, called without arguments: values of its rows or members.
                 For a plain module, called with the module once per particle, which it then is: one
-                number. A pool (an object with ``evaluate``) does the same in processes, for either.
+                number. A :class:`~perturbed.WorkerPool` of the plain module does the same in
+                processes, for either.
             vectors: (P, N), other vectors to score instead of the positions.
 
         Raises:
@@ -180,31 +183,20 @@ class Swarm:
         """
         shown = self.positions if vectors is None else vectors
         evaluation = self.evaluation
-        if hasattr(closure, "evaluate"):
+        if isinstance(closure, WorkerPool):
             if isinstance(evaluation, Evaluation) and evaluation.bounded:
                 raise ValueError(
                     "chunk and max_memory must be None with a pool, which runs no forward"
                 )
             return closure.evaluate(shown[evaluation.here])
         if not isinstance(evaluation, Evaluation):
-            return self._one_by_one(closure, shown[evaluation.here])
+            return evaluate_one_by_one(closure, self.module, shown[evaluation.here])
         try:
             self._show(shown)
             return evaluation.score(closure, self.positions.device)
         finally:
             if vectors is not None:
                 self.publish()
-
-    def _one_by_one(self, function: Callable[[nn.Module], Any], vectors: Tensor) -> Tensor:
-        own = self.read()
-        results = []
-        try:
-            for vector in vectors:
-                self.write(vector)
-                results.append(float(function(self.module)))
-        finally:
-            self.write(own)
-        return torch.tensor(results, dtype=torch.float64)
 
     def windows(self) -> Iterator[PerturbedModel]:
         """Iterate over the forwards of this process's particles, for values from elsewhere.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -242,7 +241,7 @@ class PSO(PopulationOptimizer):
             neighbours = check_neighbours(neighbours, self.swarm.particles)
         return jiggle, neighbours
 
-    def _score(self, closure: Callable[..., Any]) -> Any:
+    def _score(self, closure: Any) -> Any:
         scores = self.swarm.values(self.swarm.score(closure))
         if not self.reevaluate:
             return scores
