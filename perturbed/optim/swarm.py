@@ -13,7 +13,6 @@ from ..candidate import evaluate_one_by_one
 from ..model import PerturbedModel
 from ..nn.convert import revert
 from ..noise.state import as_int
-from ..pool import WorkerPool
 from .base import member_values, to_numbers
 from .evaluation import Evaluation
 from .share import Share
@@ -168,14 +167,14 @@ class Swarm:
 
     # ---- scoring -------------------------------------------------------------------------------
 
-    def score(self, closure: Callable[..., Any] | WorkerPool, vectors: Tensor | None = None) -> Any:
+    def score(self, closure: Callable[..., Any], vectors: Tensor | None = None) -> Any:
         """Score the particles, of several processes this one's; returns what :meth:`values` takes.
 
         Args:
             closure: for a PerturbedModel, called without arguments: values of its rows or members.
                 For a plain module, called with the module once per particle, which it then is: one
-                number. A :class:`~perturbed.WorkerPool` of the plain module does the same in
-                processes, for either.
+                number. A :class:`~perturbed.WorkerPool` of the plain module, or another object with
+                ``evaluate(members)``, does the same elsewhere, for either.
             vectors: (P, N), other vectors to score instead of the positions.
 
         Raises:
@@ -183,7 +182,7 @@ class Swarm:
         """
         shown = self.positions if vectors is None else vectors
         evaluation = self.evaluation
-        if isinstance(closure, WorkerPool):
+        if hasattr(closure, "evaluate"):  # a pool of any kind
             if isinstance(evaluation, Evaluation) and evaluation.bounded:
                 raise ValueError(
                     "chunk and max_memory must be None with a pool, which runs no forward"
