@@ -4,7 +4,7 @@ Gymnasium's Swimmer-v5 with a linear policy of 16 weights that starts at zero, t
 (Mania, Guy, Recht, 2018): 8 directions, all of them used, step 0.05, noise 0.1. The 16 members of
 the population swim side by side in MuJoCo; one forward of the batched layer acts for all of them. A
 seed has reached the task when the mean of 8 episodes, from starts it did not train on, is 325 or
-more; its policy is then tried in plain gymnasium.
+more; its policy is then tried in plain gymnasium. Seeds 0 to 9 take 144 to 384 episodes.
 
     python docs/examples/ars_swimmer.py --seeds 10
     python docs/examples/ars_swimmer.py --resume runs/ars_swimmer-0.pt  # goes on with that seed

@@ -29,7 +29,7 @@ class MujocoEnv(BatchEnv):
     Each thread has one copy of the engine's workspace, into which it loads a lane, steps it and
     takes it out again, with the solver's warm start. ``mujoco.rollout`` works in the same way, but
     does not give back the warm start, without which trajectories with contacts drift away from
-    gymnasium's (HalfCheetah: 1 m in 200 steps); it is up to a tenth faster.
+    gymnasium's (HalfCheetah: 1 m in 200 steps); it is a few per cent faster.
 
     Only lanes that are still running are simulated. Those that have ended return their last
     observation, reward 0 and the way they ended. Numbers do not depend on the number of threads.
