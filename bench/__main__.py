@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from bench import conv, eggroll, linear, models, nesgpu, network, report, rl, variance
+from bench import conv, eggroll, linear, models, nesgpu, network, pso, report, rl, variance
 from bench.common import Options, Result, machine
 from bench.variance import Cosine
 
@@ -22,6 +22,7 @@ SUITES: dict[str, Callable[[Options], tuple[list, list[str]]]] = {
     "nesgpu": nesgpu.run,
     "network": network.run,
     "models": models.run,
+    "pso": pso.run,
     "rl": rl.run,
     "variance": variance.run,
 }
