@@ -113,17 +113,18 @@ class Processes:
             of_dtype.setdefault(tensor.dtype, []).append(tensor)
         for some in of_dtype.values():
             flat = self._to_wire(torch.cat([t.reshape(-1) for t in some]))
-            self._exchange("summing estimates", dist.all_reduce, flat, group=self.group)
+            self._exchange("adding up tensors", dist.all_reduce, flat, group=self.group)
             self.bytes += flat.nbytes
             parts = flat.to(some[0].device).split([t.numel() for t in some])
             for tensor, part in zip(some, parts, strict=True):
                 tensor.copy_(part.view_as(tensor))
 
-    def largest(self, value: float) -> float:
-        """Return the largest of the processes' numbers."""
-        wire = self._to_wire(torch.tensor([value], dtype=torch.float64))
-        self._exchange("comparing times", dist.all_reduce, wire, dist.ReduceOp.MAX, self.group)
-        return float(wire)
+    def maximum(self, values: Tensor) -> Tensor:
+        """Return the largest of the processes' numbers, element by element."""
+        wire = self._to_wire(values)
+        self._exchange("comparing numbers", dist.all_reduce, wire, dist.ReduceOp.MAX, self.group)
+        self.bytes += wire.nbytes
+        return wire.to(values.device)
 
     def collect(self, value: Any) -> list[Any]:
         """Return the plain values of all processes, by rank."""

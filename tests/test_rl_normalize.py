@@ -2,12 +2,14 @@
 
 import copy
 import io
+import math
 
 import pytest
 import torch
 from torch import nn
 
 from perturbed.rl import ObservationNorm
+from perturbed.rl.moments import exact_sum, moments
 
 
 def synced(data, mask=None):
@@ -61,6 +63,58 @@ def test_deltas_of_two_processes_make_the_same_statistic():
             assert norm.collect()["count"] == 0
     same(ranks[0], whole)
     same(ranks[0], ranks[1], 0)
+
+
+def test_parts_add_up_to_the_same_bits_in_any_order_and_grouping():
+    """What makes statistics independent of how a population is split over processes."""
+    rows = 1e3 * torch.randn(33, 24, 3, dtype=torch.float64)  # steps, lanes, size
+    rows[:, 5] *= 1e-9
+    rows[20:, 7] = torch.nan  # of a lane that has ended
+    whole = ObservationNorm(3)
+    whole.set_aside(*moments(rows))
+    whole.sync()
+    parts = ObservationNorm(3)
+    for lanes in torch.randperm(24).split((5, 1, 11, 7)):
+        # More steps than the lanes need: of no meaning, masked.
+        more = torch.cat((rows[:, lanes], torch.randn(90, len(lanes), 3).double()))
+        mask = torch.zeros(123, len(lanes)).bool()
+        mask[:33] = True
+        parts.set_aside(*moments(more, mask))
+    parts.sync()
+    same(parts, whole, 0)
+    flat = rows[rows.isfinite()].view(-1, 3)
+    assert whole.count == len(flat) == 33 * 24 - 13
+    torch.testing.assert_close(whole.mean, flat.mean(0), rtol=1e-14, atol=1e-13)
+    torch.testing.assert_close(whole.m2 / len(flat), flat.var(0, correction=0), rtol=1e-13, atol=0)
+
+
+def test_sums_are_exact():
+    """To a double's last bit where nothing cancels; cancelled ones to 2^-76 of the largest."""
+    values = torch.randn(1000, 40, dtype=torch.float64)
+    values *= 10.0 ** torch.arange(
+        -300.0, 300.0, 15.0, dtype=torch.float64
+    )  # columns of every size
+    want = [math.fsum(column) for column in values.t().tolist()]
+    got = exact_sum(values)
+    errors = (got - torch.tensor(want, dtype=torch.float64)).abs()
+    # From 2^-900 = 1e-271 on downwards digits are those of 2^-900.
+    assert (errors <= got.abs() * 2.0**-52 + values.abs().amax(0) * 2.0**-65 + 1e-290).all()
+    assert torch.equal(got, exact_sum(values[torch.randperm(1000)]))
+    assert not torch.equal(got, values.sum(0))  # what it is for
+    assert torch.equal(exact_sum(torch.zeros(3, 2).double()), torch.zeros(2).double())
+
+
+def test_a_held_norm_waits_for_its_release():
+    norm, x = ObservationNorm(2), torch.randn(5, 2)
+    norm.hold()
+    norm.update(x)
+    norm.sync()
+    assert norm.count == 0
+    norm.release()
+    assert norm.count == 5
+    norm.update(x)
+    norm.sync()
+    assert norm.count == 10
 
 
 def test_nothing_counts_before_sync():

@@ -470,7 +470,7 @@ def test_an_error_leaves_the_norm_as_it_was():
     with pytest.raises(RuntimeError):
         rollout(ones, Script(2, (80,), rewards=rewards), 2, norm=norm)
     assert norm.count == 0
-    assert norm.pending["count"] == 1
+    assert norm.collect()["count"] == 1
 
 
 # ---- evaluation ----------------------------------------------------------------------------------

@@ -58,7 +58,9 @@ class ARS(EvolutionStrategy):
         lr: rate of the default optimizer, the paper's alpha; default 0.02.
         sigma_schedule: step number (0 for the first) -> sigma of that step; default: the model's.
         reuse: steps that share their random numbers, see :class:`~perturbed.NES`.
-        normalizer: whose ``state_dict`` belongs to this one's: the statistics of V2.
+        normalizer: whose ``state_dict`` belongs to this one's: the statistics of V2. An
+            :class:`~perturbed.rl.ObservationNorm` counts what all members have seen, in all
+            forwards and processes, from the next step on.
         chunk, max_memory, distributed, estimate: of populations too large for one forward or one
             process, see :class:`~perturbed.NES`.
 

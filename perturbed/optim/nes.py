@@ -45,7 +45,9 @@ class NES(EvolutionStrategy):
             Sohl-Dickstein, Smith, Metz: "Noise-Reuse in Online Evolution Strategies", 2023).
             Fresh noise is drawn where ``nes.steps % reuse == 0``: begin new episodes there.
         normalizer: whose ``state_dict`` belongs to this one's, such as the running statistics of
-            observations that the closure updates; a step that raises restores it.
+            observations that the closure updates; a step that raises restores it. An
+            :class:`~perturbed.rl.ObservationNorm` counts what all members have seen, in all
+            forwards and processes, from the next step on.
         chunk: directions of a forward, at most: the closure is then called several times a step,
             each time for others (``pm.directions`` of them) and with the same data. Default: all.
         max_memory: bytes that a forward may take, a number or a text such as "4 GB"; the chunk then

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from ..distributed import Processes
 from ..model import PerturbedModel
 from ..noise.state import as_int
 from .base import PopulationOptimizer, check_model, member_values
@@ -25,6 +26,17 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> Any:
         """Restore it."""
+
+
+@runtime_checkable
+class Held(Protocol):
+    """A normalizer that takes nothing in between hold and release."""
+
+    def hold(self, on: bool = True) -> None:
+        """Let nothing count until ``release``, or no longer."""
+
+    def release(self, processes: Processes | None = None) -> None:
+        """Take in what came since, in all processes."""
 
 
 class EvolutionStrategy(PopulationOptimizer):
@@ -46,7 +58,9 @@ class EvolutionStrategy(PopulationOptimizer):
             ``steps % reuse == 0``, and a member then sees the same perturbation throughout its
             episode.
         normalizer: whose ``state_dict`` belongs to this one's, such as running statistics of
-            observations that the closure updates. A step that raises restores it.
+            observations that the closure updates. A step that raises restores it. One with ``hold``
+            and ``release`` (:class:`~perturbed.rl.ObservationNorm`) is held from ask to tell, so
+            that all members see the same, and then takes in what all processes have seen.
         chunk: directions of a forward, at most: the closure is then called several times a step,
             each time for others (``pm.directions`` of them), with the same data. Default: all.
         max_memory: bytes that a forward may take, a number or a text such as "4 GB"; the chunk then
@@ -134,6 +148,8 @@ class EvolutionStrategy(PopulationOptimizer):
         return super().ask()
 
     def _draw(self) -> PerturbedModel:
+        if isinstance(self.normalizer, Held):
+            self.normalizer.hold()
         sigma = self.pm.sigma if self.sigma_schedule is None else self.sigma_schedule(self.steps)
         self._check_sigma(sigma)
         if self.steps % self.reuse == 0 or not self.pm.state.drawn:
@@ -143,13 +159,15 @@ class EvolutionStrategy(PopulationOptimizer):
         return self.pm
 
     def _snapshot(self) -> Any:
-        return self.pm.get_extra_state(), self._normalizer_state()
+        return self.pm.get_extra_state(), self._normalizer_state(), self._asked
 
     def _restore(self, snapshot: Any) -> None:
-        draw, normalizer = snapshot
+        draw, normalizer, asked = snapshot
         self.pm.set_extra_state(draw)
         if self.normalizer is not None:
             self.normalizer.load_state_dict(normalizer)
+            if isinstance(self.normalizer, Held):
+                self.normalizer.hold(asked)
 
     def windows(self) -> Iterator[PerturbedModel]:
         """Iterate over the forwards of this process's share, between ask and tell.
@@ -168,6 +186,8 @@ class EvolutionStrategy(PopulationOptimizer):
         return self.evaluation.gather(here)
 
     def _update(self, losses: Tensor) -> None:
+        if isinstance(self.normalizer, Held):
+            self.normalizer.release(self.evaluation.processes)
         self._estimate(losses)
         self.optimizer.step()
 
@@ -198,6 +218,8 @@ class EvolutionStrategy(PopulationOptimizer):
         self.evaluation.estimate = state["estimate"]
         if self.normalizer is not None:
             self.normalizer.load_state_dict(state["normalizer"])
+            if isinstance(self.normalizer, Held):
+                self.normalizer.hold(bool(state["asked"]))
 
 
 def perturbed_parameters(pm: PerturbedModel) -> list[nn.Parameter]:

@@ -28,7 +28,7 @@ class Lanes:
     Attributes:
         shape: (S, n, D). member: (lanes,) index into the members, s * D + d. episode: (lanes,)
             number of the episode that a lane is at. active: (lanes,) bool, whether it is at one of
-            those asked for.
+            those asked for. first: number of their first direction in the population.
 
     Raises:
         ValueError: lanes that are no R * D, unknown seeds or seeds of another shape.
@@ -62,11 +62,15 @@ class Lanes:
         if isinstance(seeds, str):
             if seeds not in SEEDS:
                 raise ValueError(f"seeds must be one of {SEEDS} or a tensor, got {seeds!r}")
-            owner = {"common": 0 * direction, "pairs": direction, "members": self.member}[seeds]
-            self._owner, self._given = owner, None
+            # Numbers in the whole population, of which pm may show a part; begin adds the first.
+            population = 1 if pm is None else pm.population
+            numbers = {"pairs": direction, "members": sign * population + direction}
+            self._owner, self._given = numbers.get(seeds), None
         else:
             self._given = self._check_seeds(seeds).to(device)
+        self._pm = pm
         # Of the episodes under way; see begin.
+        self.first = 0
         self.generation = 0
         self._prefix = slot  # hash of all but the episode
         self.episodes: int | None = None
@@ -102,9 +106,11 @@ class Lanes:
             )
         signs, n, directions = self.shape
         self.generation, self.episodes = generation, episodes
+        self.first = 0 if self._pm is None else self._pm.state.first_direction
         if self._given is None:
             self._prefix = torch.zeros_like(self._slot)
-            for word in (seed, generation, self._owner):
+            owner = 0 if self._owner is None else self._owner + self.first
+            for word in (seed, generation, owner):
                 self._prefix = add_word(self._prefix, word)
         self.episode = self._slot
         self.active = self._is_asked_for(self._slot)

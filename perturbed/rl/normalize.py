@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..distributed import Processes
 from .env import kind, positive
+from .moments import Moments, exact_sum, merged, moments
 
 _PARTS = ("count", "mean", "m2")
 
@@ -19,8 +22,13 @@ class ObservationNorm(nn.Module):
 
     What :meth:`update` sees is set aside and changes nothing until :meth:`sync`. So all members of
     a population, in all steps of a generation, see the same function; a rollout that is given one
-    updates it in every step and syncs at its end. Several processes exchange what :meth:`collect`
-    returns, and :meth:`merge` it in the same order.
+    updates it and syncs at its end. An optimizer that is given one (``normalizer=norm``) holds it
+    for the generation, however many rollouts that has, and syncs it in ``tell`` with the norms of
+    all processes.
+
+    A rollout sets every lane's moments aside as a part of their own, and parts are added up
+    exactly, in integers: the statistic does not depend on how a population was split over forwards
+    and processes, to the last bit, and all processes have the same.
 
     In evaluation mode (``norm.eval()``, or ``with norm.frozen():``) updates do nothing. Rows with
     numbers that are not finite are left out. Before any data it is the identity; an element that
@@ -37,7 +45,9 @@ class ObservationNorm(nn.Module):
 
     Attributes:
         count: () number of observations. mean: (size,). m2: (size,) sum of squared deviations. All
-            float64; the parts not yet synced are pending_count, pending_mean and pending_m2.
+            float64. What is not yet synced is in pending_count (k,), pending_mean and pending_m2
+            (k, size): first what :meth:`update` saw, then the parts of :meth:`set_aside`.
+        held: whether :meth:`sync` waits for :meth:`release`.
 
     Shapes:
         input (*, size) floating point; output the same, in its dtype.
@@ -59,6 +69,9 @@ class ObservationNorm(nn.Module):
     count: Tensor
     mean: Tensor
     m2: Tensor
+    pending_count: Tensor
+    pending_mean: Tensor
+    pending_m2: Tensor
 
     def __init__(self, size: int, eps: float = 1e-8) -> None:
         """Start without data."""
@@ -67,9 +80,10 @@ class ObservationNorm(nn.Module):
         if not math.isfinite(eps) or eps < 0:
             raise ValueError(f"eps must be finite and at least 0, got {eps}")
         self.eps = eps
-        for prefix in ("", "pending_"):
-            for name, part in zip(_PARTS, self._zeros("cpu"), strict=True):
-                self.register_buffer(prefix + name, part)
+        self.held = False
+        for name, part in zip(_PARTS, self._zeros("cpu"), strict=True):
+            self.register_buffer(name, part)
+            self.register_buffer("pending_" + name, part[None].clone())
 
     def _zeros(self, device: torch.device | str) -> tuple[Tensor, Tensor, Tensor]:
         count = torch.zeros((), dtype=torch.float64, device=device)
@@ -113,14 +127,28 @@ class ObservationNorm(nn.Module):
         if not self.training:
             return
         rows = observations.reshape(-1, self.size).to(self.mean)
-        valid = rows.isfinite().all(1)
-        if mask is not None:
-            valid &= mask.reshape(-1).to(valid.device)
-        count = valid.sum().to(torch.float64)
-        rows = torch.where(valid[:, None], rows, 0.0)
-        mean = rows.sum(0) / count.clamp(min=1)
-        m2 = torch.where(valid[:, None], rows - mean, 0.0).square().sum(0)
-        self._add("pending_", count, mean, m2)
+        valid = None if mask is None else mask.reshape(-1).to(rows.device)
+        count, mean, m2 = self._pending()
+        parts = merged((count[0], mean[0], m2[0]), moments(rows, valid))
+        self._set_pending(
+            torch.cat((part[None], old[1:]))
+            for part, old in zip(parts, self._pending(), strict=True)
+        )
+
+    @torch.no_grad()
+    def set_aside(self, count: Tensor, mean: Tensor, m2: Tensor) -> None:
+        """Set moments of k parts aside for the next :meth:`sync`; nothing in evaluation mode.
+
+        Args:
+            count: (k,) float64, observations of each part.
+            mean: (k, size) float64.
+            m2: (k, size) float64, sums of squared deviations.
+        """
+        if self.training:
+            self._set_pending(
+                torch.cat((old, part.to(old)))
+                for old, part in zip(self._pending(), (count, mean, m2), strict=True)
+            )
 
     @contextmanager
     def frozen(self) -> Iterator[ObservationNorm]:
@@ -132,23 +160,21 @@ class ObservationNorm(nn.Module):
         finally:
             self.train(before)
 
-    @property
-    def pending(self) -> dict[str, Tensor]:
-        """What :meth:`collect` would return; assign what it was before to forget the rest."""
-        return {name: getattr(self, "pending_" + name) for name in _PARTS}
-
-    @pending.setter
-    def pending(self, parts: dict[str, Tensor]) -> None:
-        for name in _PARTS:
-            setattr(self, "pending_" + name, parts[name])
-
     # ---- merging -------------------------------------------------------------------------------
 
-    def collect(self) -> dict[str, Tensor]:
-        """Take out what :meth:`update` has set aside: count (), mean and m2 (size,), float64."""
-        taken = self.pending
-        self.pending = dict(zip(_PARTS, self._zeros(self.count.device), strict=True))
-        return taken
+    @torch.no_grad()
+    def collect(self, processes: Processes | None = None) -> dict[str, Tensor]:
+        """Take out what was set aside: count (), mean and m2 (size,), float64.
+
+        Args:
+            processes: take it out of the norms of all processes, which all call this.
+        """
+        count, mean, m2 = self._pending()
+        (total,) = exact_sum(count[:, None], processes)
+        centre = exact_sum(count[:, None] * mean, processes) / total.clamp(min=1)
+        spread = exact_sum(m2 + count[:, None] * (mean - centre).square(), processes)
+        self._set_pending(part[None] for part in self._zeros(self.count.device))
+        return dict(zip(_PARTS, (total, centre, spread), strict=True))
 
     def merge(self, other: ObservationNorm | dict[str, Tensor]) -> None:
         """Take other data in: what :meth:`collect` returned, or the synced data of another norm.
@@ -175,21 +201,50 @@ class ObservationNorm(nn.Module):
             if not part.isfinite().all():
                 raise ValueError(f"other[{name!r}] must be finite, got {part.tolist()}")
             parts.append(part)
-        self._add("", *parts)
+        own = self.count, self.mean, self.m2
+        self.count, self.mean, self.m2 = merged(own, (parts[0], parts[1], parts[2]))
 
-    def sync(self) -> None:
-        """Merge what was set aside: from here on it counts."""
-        self.merge(self.collect())
+    def sync(self, processes: Processes | None = None) -> None:
+        """Merge what was set aside: from here on it counts. While held, nothing.
 
-    def _add(self, prefix: str, count: Tensor, mean: Tensor, m2: Tensor) -> None:
-        """Merge moments into a set of buffers, which are replaced and not written to."""
-        own_count, own_mean, own_m2 = (getattr(self, prefix + name) for name in _PARTS)
-        total = own_count + count
-        share = count / total.clamp(min=1)
-        delta = mean - own_mean
-        setattr(self, prefix + "count", total)
-        setattr(self, prefix + "mean", own_mean + delta * share)
-        setattr(self, prefix + "m2", own_m2 + m2 + delta.square() * own_count * share)
+        Args:
+            processes: merge what the norms of all processes have set aside; all call this, and all
+                end with the same numbers.
+        """
+        if not self.held:
+            self.merge(self.collect(processes))
+
+    def hold(self, on: bool = True) -> None:
+        """Let nothing count until :meth:`release`, whoever calls :meth:`sync`.
+
+        Args:
+            on: False ends it without a sync.
+        """
+        self.held = on
+
+    def release(self, processes: Processes | None = None) -> None:
+        """End :meth:`hold` and :meth:`sync`."""
+        self.held = False
+        self.sync(processes)
+
+    # ---- parts ---------------------------------------------------------------------------------
+
+    def _pending(self) -> Moments:
+        """Return what is set aside: (k,), (k, size), (k, size)."""
+        return self.pending_count, self.pending_mean, self.pending_m2
+
+    def _set_pending(self, parts: Iterable[Tensor]) -> None:
+        """Replace what is set aside, by new tensors: copies that share the old ones stay."""
+        for name, part in zip(_PARTS, tuple(parts), strict=True):
+            setattr(self, "pending_" + name, part)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Take any number of parts that are set aside."""
+        for name in _PARTS:
+            saved, own = state_dict.get(f"{prefix}pending_{name}"), getattr(self, "pending_" + name)
+            if isinstance(saved, Tensor) and saved.shape[1:] == own.shape[1:] and saved.dim() > 0:
+                setattr(self, "pending_" + name, own.new_zeros(saved.shape))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _check(self, observations: Tensor) -> None:
         if not isinstance(observations, Tensor) or not observations.is_floating_point():

@@ -16,6 +16,7 @@ from ..noise.state import check_seed
 from .actor import Actor, leaves
 from .env import BatchEnv, kind, positive
 from .lanes import Lanes
+from .moments import Moments, merged, moments
 from .normalize import ObservationNorm
 from .results import Cost, Episodes, Window
 
@@ -116,7 +117,8 @@ class Rollout:
         self._total = torch.zeros(env.lanes, dtype=torch.float64, device=env.device)
         self._length = torch.zeros(env.lanes, dtype=torch.int64, device=env.device)
         self._over = torch.zeros(env.lanes, dtype=torch.bool, device=env.device)
-        self._seen: list[tuple[Tensor, Tensor]] = []  # not yet in the norm
+        self._seen: list[tuple[Tensor, Tensor]] = []  # not yet in the moments
+        self._moments: Moments | None = None  # of every lane, not yet in the norm
         self._cost = Cost()
 
     # ---- what callers run ----------------------------------------------------------------------
@@ -248,27 +250,49 @@ class Rollout:
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        """Count anew, read the norm and update it at the end; undo all of it on an error."""
+        """Count anew, read the norm and update it at the end; on an error it stays as it was."""
+        self._check_window()
         self._cost = Cost()
         self._actor.refresh()
-        before = None if self.norm is None else self.norm.pending
         try:
             yield
             self._flush()
-            if self.norm is not None and self.sync and self.norm.training:
-                self.norm.sync()
+            if self.norm is not None and self._moments is not None:
+                self.norm.set_aside(*self._moments)
+                if self.sync:
+                    self.norm.sync()
         except BaseException:
             self._observations = None
-            self._seen.clear()
-            if self.norm is not None and before is not None:
-                self.norm.pending = before
             raise
+        finally:
+            self._seen.clear()
+            self._moments = None
+
+    def _check_window(self) -> None:
+        """Refuse to mix up the shares of a population."""
+        pm, norm = self.pm, self.norm
+        if pm is None:
+            return
+        if self._observations is not None and self._lanes.first != pm.state.first_direction:
+            raise ValueError(
+                f"pm must show the directions that the lanes are at, from {self._lanes.first} on, "
+                f"got those from {pm.state.first_direction} on; a Rollout for each window goes on "
+                "where it was"
+            )
+        shared = pm.directions < pm.population
+        if shared and norm is not None and norm.training and self.sync and not norm.held:
+            raise ValueError(
+                f"norm would be synced with {pm.directions} of {pm.population} directions: pass it "
+                "to the optimizer (normalizer=norm), which syncs it in tell(), or sync=False"
+            )
 
     def _flush(self) -> None:
-        """Show the norm what the policy has seen."""
+        """Count what the policy has seen, for each lane on its own."""
         if self.norm is not None and self._seen:
             observations, masks = (torch.stack(part) for part in zip(*self._seen, strict=True))
-            self.norm.update(observations.to(self.norm.mean.device), masks)
+            like = self.norm.mean
+            block = moments(observations.to(like), masks.to(like.device))
+            self._moments = block if self._moments is None else merged(self._moments, block)
         self._seen.clear()
 
     def _call(self, name: str, *args: Tensor) -> Any:
