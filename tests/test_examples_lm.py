@@ -149,8 +149,7 @@ def test_evolution_teaches_python(example):
     for _ in range(25):
         run.step()
     after = run.report(run.net)
-    print(before, after)
-    assert after["parse rate"] > before["parse rate"] + 0.05
+    assert after["parse rate"] > before["parse rate"] + 0.05  # seed 0: 0.10 -> 0.21
     assert after["distinct"] > 0.9
 
 
