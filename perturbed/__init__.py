@@ -25,6 +25,7 @@ if os.environ.get("PERTURBED_CPU", "") not in ("", *_cpu_capabilities()):
 
 from . import _ops as _ops  # registers fake kernels and derivatives before the first call
 from .candidate import evaluate_one_by_one
+from .checkpoint import CheckpointError, Checkpoints, load_checkpoint, save_checkpoint
 from .model import PerturbedModel
 from .nn import (
     LowRankConv2d,
@@ -75,6 +76,8 @@ __all__ = [
     "PGPE",
     "PSO",
     "SNES",
+    "CheckpointError",
+    "Checkpoints",
     "ClipUp",
     "Dense",
     "Explicit",
@@ -119,6 +122,8 @@ __all__ = [
     "conversion_report",
     "convert",
     "evaluate_one_by_one",
+    "load_checkpoint",
     "register_twin",
     "revert",
+    "save_checkpoint",
 ]

@@ -13,23 +13,32 @@ from .model import PerturbedModel
 
 
 def describe(part: Any) -> dict[str, Any]:
-    """Return what must agree for a state to fit: class, parameters, noise families, population.
+    """Return what must agree for a state to fit: classes, parameters, noise, population.
 
     Args:
-        part: a module, or what has a PerturbedModel as ``pm`` such as an optimizer of a population;
-            of anything else the class.
+        part: a module, or what has a PerturbedModel as ``pm`` or a Swarm as ``swarm``, such as an
+            optimizer of a population; of anything else the class.
     """
     found: dict[str, Any] = {"class": type(part).__name__}
-    holder = getattr(part, "swarm", part)
-    pm = part if isinstance(part, PerturbedModel) else getattr(holder, "pm", None)
-    if isinstance(pm, PerturbedModel):
-        found["directions"] = pm.population
-        found["antithetic"] = pm.state.antithetic
-        names = {id(module): name for name, module in pm.model.named_modules()}
-        found["noise"] = {names[id(layer)]: repr(layer.noise) for layer in pm.layers()}
-    model = getattr(pm, "model", getattr(holder, "module", None))
-    model = part if isinstance(part, nn.Module) else model
+    # vars and not getattr, by which modules and PerturbedModels offer other objects' names.
+    own = {} if isinstance(part, nn.Module) else getattr(part, "__dict__", {})
+    model: Any = part if isinstance(part, nn.Module) else own.get("pm")
+    swarm: Any = own.get("swarm")
+    if isinstance(getattr(swarm, "positions", None), Tensor):
+        found["particles"] = len(swarm.positions)
+        model = swarm.module if swarm.pm is None else swarm.pm
+    if isinstance(own.get("optimizer"), torch.optim.Optimizer):
+        found["optimizer"] = type(own["optimizer"]).__name__
+    if isinstance(own.get("maximize"), bool):
+        found["maximize"] = own["maximize"]
+    if isinstance(model, PerturbedModel):
+        found["directions"] = model.population
+        found["antithetic"] = model.state.antithetic
+        names = {id(module): name for name, module in model.model.named_modules()}
+        found["noise"] = {names[id(layer)]: repr(layer.noise) for layer in model.layers()}
+        model = model.model
     if isinstance(model, nn.Module):
+        found["modules"] = {name: type(m).__name__ for name, m in model.named_modules()}
         found["parameters"] = {
             name: f"{tuple(p.shape)} {p.dtype}" for name, p in model.named_parameters()
         }
@@ -83,7 +92,8 @@ def digest(content: Any) -> str:
 
     def add(value: Any) -> None:
         if isinstance(value, Tensor):
-            flat = value.detach().cpu().contiguous().reshape(-1)
+            plain = value.detach().cpu().resolve_conj().resolve_neg()
+            flat = plain.contiguous().reshape(-1)
             hashed.update(f"{tuple(value.shape)}{value.dtype}".encode())
             hashed.update(flat.view(torch.uint8).numpy().data)
         elif isinstance(value, Mapping):

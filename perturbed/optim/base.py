@@ -234,7 +234,11 @@ class PopulationOptimizer(ABC):
         self.steps = int(stats["steps"])
         self.evaluations = int(stats["evaluations"])
         self._nonfinite_total = int(stats["nonfinite_total"])
-        self._last = {name: torch.as_tensor(stats[name]) for name in ("mean", "best", "nonfinite")}
+        # float64, which holds every number of stats as it was.
+        self._last = {
+            name: torch.tensor(stats[name], dtype=torch.float64)
+            for name in ("mean", "best", "nonfinite")
+        }
 
 
 # ---- what subclasses check ---------------------------------------------------------------------

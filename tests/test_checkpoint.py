@@ -1,0 +1,484 @@
+"""One file: round trips of all that trains, damage, other runs, and what a failure leaves."""
+
+import errno
+import os
+import random
+import resource
+from collections import OrderedDict, defaultdict
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from trainers import TRAINERS, members, nes, network
+
+import perturbed
+from perturbed.checkpoint import (
+    CheckpointError,
+    DamagedCheckpointError,
+    load_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+)
+from perturbed.description import digest
+
+each_trainer = pytest.mark.parametrize("make", TRAINERS.values(), ids=TRAINERS)
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "run.pt"
+
+
+class Counter:
+    """An object with a state; ``refuses`` makes load_state_dict fail after it has changed it."""
+
+    def __init__(self, count=0, refuses=None):
+        self.count, self.refuses = count, refuses
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+        if self.refuses is not None:
+            raise self.refuses
+
+
+# ---- round trips ---------------------------------------------------------------------------------
+
+
+@each_trainer
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(make, file):
+    straight = make(1).steps(3)
+    save_checkpoint(file, **straight.parts, losses=[0.5, None])
+    resumed = make(2).steps(1)  # other weights, other noise
+    assert resumed.state() != straight.state()
+    assert load_checkpoint(file, **resumed.parts) == {"losses": [0.5, None]}
+    assert resumed.state() == straight.state()
+    assert resumed.steps(3).state() == straight.steps(3).state()
+
+
+@each_trainer
+def test_the_order_of_parts_does_not_matter(make, file):
+    """Members of SNES are drawn around the module's parameters, and PSO writes its best to them."""
+    straight = make(1).steps(2)
+    for part in straight.parts.values():
+        if hasattr(part, "ask"):
+            part.ask()
+    with torch.no_grad():
+        for parameter in straight.parts["net"].parameters():
+            parameter.add_(0.25)  # no longer PSO's best
+    save_checkpoint(file, **straight.parts)
+    resumed = make(2)
+    load_checkpoint(file, **dict(reversed(resumed.parts.items())))
+    assert resumed.state() == straight.state()
+    swarms = [getattr(run.parts.get("trainer"), "swarm", None) for run in (straight, resumed)]
+    if swarms[0] is not None and make is TRAINERS["pso-constriction"]:
+        assert torch.equal(swarms[0].positions, swarms[1].positions)
+
+
+def test_torch_reads_the_file_as_plain_weights(file):
+    run = nes(1).steps(2)
+    save_checkpoint(file, **run.parts)
+    content = torch.load(file, weights_only=True)
+    assert set(content["parts"]) == set(run.parts)
+    for name, parameter in run.parts["net"].named_parameters():
+        assert torch.equal(content["parts"]["net"][name], parameter)
+
+
+def test_plain_values_come_back_as_they_were(file):
+    values = {
+        "numbers": [1, -(2**70), True, 0.1, float("inf"), 1 + 2j, None, "ä"],
+        "nested": {"a": (1, [2, {"b": ()}]), 3: OrderedDict(x=1), None: torch.Size([2])},
+        "generator": np.random.default_rng(0).bit_generator.state,
+        "tensors": [torch.arange(3), torch.zeros(0, 2), torch.tensor(1.5, dtype=torch.bfloat16)],
+        "parameter": nn.Parameter(torch.ones(2)),
+        "complex": torch.ones(2, dtype=torch.complex64).mul(1j).conj(),
+    }
+    save_checkpoint(file, **values)
+    found = load_checkpoint(file)
+    assert digest(found) == digest(values)
+    assert list(found) == list(values)
+    assert found["generator"] == values["generator"]
+    assert type(found["nested"]["a"]) is tuple
+
+
+def test_a_generator_goes_on_where_it_was(file):
+    generator = torch.Generator().manual_seed(3)
+    torch.rand(5, generator=generator)
+    save_checkpoint(file, generator=generator)
+    wanted = torch.rand(5, generator=generator)
+    load_checkpoint(file, generator=generator)
+    assert torch.equal(torch.rand(5, generator=generator), wanted)
+
+
+def test_the_global_random_state_is_left_alone_unless_it_is_a_part(file):
+    run = nes(1).steps(1)
+    before = torch.get_rng_state()
+    save_checkpoint(file, **run.parts)
+    load_checkpoint(file, **run.parts)
+    assert torch.equal(torch.get_rng_state(), before)
+    save_checkpoint(file, rng=torch.default_generator)
+    wanted = torch.rand(3)
+    load_checkpoint(file, rng=torch.default_generator)
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def test_a_trained_model_saves_with_safetensors(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch", reason="needs safetensors")
+    for run in (nes(1).steps(2), members("PSO", 1).steps(2)):
+        net = run.parts["net"]
+        safetensors.save_file(net.state_dict(), tmp_path / "net.safetensors")
+        plain = network(2)  # of torch's own layers
+        plain.load_state_dict(safetensors.load_file(tmp_path / "net.safetensors"))
+        x = torch.randn(5, 3)
+        assert torch.equal(plain(x), net(x))
+
+
+# ---- writing -------------------------------------------------------------------------------------
+
+
+def fail(error):
+    def function(*args, **kwargs):
+        raise error
+
+    return function
+
+
+def test_the_file_is_forced_to_the_disk_before_it_takes_its_name(file, monkeypatch):
+    events = []
+
+    def watch(name):
+        function = getattr(os, name)
+
+        def watched(*args):
+            events.append(name)
+            return function(*args)
+
+        monkeypatch.setattr(os, name, watched)
+
+    for name in ("fsync", "replace"):
+        watch(name)
+    save_checkpoint(file, epoch=1)
+    assert events == ["fsync", "replace", "fsync"]  # the file, its name, the folder's entries
+
+
+@pytest.mark.parametrize("where", ["torch.save", "os.fsync", "os.replace"])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=repr
+)
+def test_a_failed_write_leaves_what_was_there(file, monkeypatch, where, error):
+    save_checkpoint(file, epoch=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(where, fail(error))
+        with pytest.raises(type(error)):
+            save_checkpoint(file, epoch=2)
+    assert load_checkpoint(file) == {"epoch": 1}
+    assert os.listdir(file.parent) == ["run.pt"]
+
+
+@pytest.mark.parametrize("room", [0, 3_000, 100_000])
+def test_a_disk_that_is_full_in_the_middle_is_an_os_error(file, room):
+    """The system itself refuses: no file of this process may grow beyond ``room`` bytes."""
+    save_checkpoint(file, epoch=1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        with pytest.raises((OSError, RuntimeError)) as raised:
+            save_checkpoint(file, tensor=torch.zeros(100_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    chain, error = [], raised.value
+    while error is not None:
+        chain.append(error)
+        error = error.__context__
+    assert any(isinstance(e, OSError) and e.errno == errno.EFBIG for e in chain)
+    assert load_checkpoint(file) == {"epoch": 1}
+    assert os.listdir(file.parent) == ["run.pt"]
+
+
+def test_the_rest_of_a_killed_write_is_overwritten(file):
+    leftover = file.with_name(".run.pt.partial")
+    leftover.write_bytes(b"half" * 1000)
+    save_checkpoint(file, epoch=1)
+    assert load_checkpoint(file) == {"epoch": 1}
+    assert not leftover.exists()
+
+
+def test_folders_are_made_and_strings_are_paths(tmp_path):
+    save_checkpoint(f"{tmp_path}/a/b/run.pt", epoch=1)
+    assert load_checkpoint(f"{tmp_path}/a/b/run.pt") == {"epoch": 1}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (object(), "part must have a state_dict or be a plain value .*, got object"),
+        ({"a": [1, np.float64(1)]}, r"part\['a'\]\[1\] must .*, got float64"),
+        ({np.int64(1): 1}, "a key of part must .*, got int64"),
+        (defaultdict(list), "part must .*, got defaultdict"),
+        (b"bytes", "part must .*, got bytes"),
+        (torch.zeros(2, 2).to_sparse(), r"part must be a dense tensor with data, got torch.spar"),
+        (torch.zeros(2, device="meta"), r"part must be a dense tensor with data, got .* on meta"),
+        (perturbed.Replicated(torch.ones(2), 1, 1), "part must .*, got Replicated"),
+        (lambda: 0, "part must .*, got function"),
+    ],
+    ids=str,
+)
+def test_what_would_not_come_back_is_refused_before_anything_is_written(file, value, message):
+    with pytest.raises(TypeError, match=message):
+        save_checkpoint(file, part=value)
+    counter = Counter(count=value)
+    with pytest.raises(TypeError, match=message.replace("part", r"counter\['count'\]", 1)):
+        save_checkpoint(file, counter=counter)
+    assert os.listdir(file.parent) == []
+
+
+def test_a_part_needs_another_name_than_an_argument(file):
+    with pytest.raises(ValueError, match="map_location is an argument of load_checkpoint"):
+        save_checkpoint(file, map_location=1)
+    save_checkpoint(file, path=1)
+    assert load_checkpoint(file) == {"path": 1}
+
+
+# ---- damage --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(file):
+    """The bytes of a checkpoint, a run that differs from it, and the digest of its content."""
+    save_checkpoint(file, **nes(1).steps(2).parts, loss=0.1234567, epoch=77)
+    return file.read_bytes(), nes(2).steps(1), digest(read_checkpoint(file))
+
+
+def test_a_file_cut_anywhere_is_damaged(file, saved):
+    data, run, _ = saved
+    before = run.state()
+    for length in (*range(0, len(data), 50), len(data) - 1):
+        file.write_bytes(data[:length])
+        with pytest.raises(DamagedCheckpointError, match=r"run\.pt is truncated, corrupted or no"):
+            load_checkpoint(file, **run.parts)
+    assert run.state() == before
+
+
+def test_a_flipped_bit_is_noticed_or_without_effect(file, saved):
+    data, run, content = saved
+    before, draw, harmless = run.state(), random.Random(0), 0
+    for _ in range(400):
+        place, bit = draw.randrange(len(data)), draw.randrange(8)
+        file.write_bytes(data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :])
+        try:
+            found = read_checkpoint(file)
+        except DamagedCheckpointError:
+            continue
+        assert digest(found) == content  # in what pads the archive, or repeats what is elsewhere
+        harmless += 1
+    assert 0 < harmless < 400
+    assert run.state() == before
+
+
+def test_a_flipped_bit_in_a_weight_or_a_number_is_noticed(file, saved):
+    data, run, _ = saved
+    before = run.state()
+    parts = read_checkpoint(file)["parts"]
+    weight = parts["net"]["0.weight"].numpy().tobytes()
+    epoch = b"epoch"
+    for what, first, count in (
+        (weight, 0, len(weight)),
+        (np.float64(0.1234567).byteswap().tobytes(), 0, 8),
+        (epoch, 0, len(epoch)),
+    ):
+        start = data.index(what) + first
+        for place in range(start, start + count, 3):
+            file.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+            with pytest.raises(DamagedCheckpointError, match="corrupted"):
+                load_checkpoint(file, **run.parts)
+    assert run.state() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "is no checkpoint of this package"),
+        ({"weight": torch.ones(2)}, "is no checkpoint of this package"),
+        ({"format": "perturbed checkpoint", "version": 1}, "does not match its digest"),
+        (nn.Linear(1, 1), "truncated, corrupted or no checkpoint"),
+    ],
+    ids=["list", "state_dict", "no digest", "module"],
+)
+def test_files_of_others_are_refused(file, content, message):
+    torch.save(content, file)
+    with pytest.raises(DamagedCheckpointError, match=message):
+        read_checkpoint(file)
+
+
+def test_another_version_is_named_and_is_no_damage(file):
+    save_checkpoint(file, epoch=1)
+    content = {**read_checkpoint(file), "version": 2}
+    torch.save({**content, "digest": digest(content)}, file)
+    with pytest.raises(CheckpointError, match="has version 2, this package reads 1") as raised:
+        read_checkpoint(file)
+    assert not isinstance(raised.value, DamagedCheckpointError)
+
+
+def test_a_missing_file_is_file_not_found(file):
+    with pytest.raises(FileNotFoundError, match=r"run\.pt"):
+        load_checkpoint(file)
+
+
+# ---- other runs ----------------------------------------------------------------------------------
+
+OTHERS = {
+    "architecture": (
+        lambda: nes(hidden=5),
+        r"net is of another run: parameters '0.weight' was \(4, 3\) .*here it is \(5, 3\) .*'2.we",
+    ),
+    "dtype": (
+        lambda: nes(dtype=torch.float64),
+        r"parameters '0.weight' was \(4, 3\) torch.float32, here it is \(4, 3\) torch.float64",
+    ),
+    "family": (
+        lambda: nes(noise=perturbed.LowRank(1)),
+        r"nes is of another run: noise '0' was Dense\('normal'\), here it is LowRank\(1\)",
+    ),
+    "population": (
+        lambda: nes(directions=6),
+        "nes is of another run: directions was 4, here it is 6$",
+    ),
+    "antithetic": (
+        lambda: nes(antithetic=None),
+        "nes is of another run: antithetic was True, here it is None",
+    ),
+    "optimizer": (
+        lambda: nes(optimizer=torch.optim.SGD),
+        "nes is of another run: optimizer was Adam, here it is SGD",
+    ),
+    "sign": (lambda: nes(maximize=True), "nes is of another run: maximize was False, here it is T"),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_what_differs_is_named_and_nothing_changes(what, file):
+    make, message = OTHERS[what]
+    save_checkpoint(file, **nes(1).steps(2).parts)
+    other = make().steps(1)
+    before = other.state()
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(file, **other.parts)
+    assert other.state() == before
+
+
+def test_another_activation_or_a_model_that_is_not_converted_is_another_architecture(file):
+    save_checkpoint(file, net=network(1))
+    other = network(1)
+    other[1] = nn.ReLU()
+    with pytest.raises(CheckpointError, match="modules '1' was Tanh, here it is ReLU"):
+        load_checkpoint(file, net=other)
+    converted = perturbed.convert(network(1), 4)
+    with pytest.raises(CheckpointError, match="modules '0' was Linear, here it is PerturbedLinear"):
+        load_checkpoint(file, net=converted)
+
+
+def test_another_trainer_variant_or_number_of_particles_is_named(file):
+    run = members("PSO", variant="constriction").steps(1)
+    save_checkpoint(file, **run.parts)
+    for other, message in (
+        (members("SNES"), "trainer is of another run: class was PSO, here it is SNES"),
+        (members("PSO", variant="inertia"), "state must be of the variant Constriction|Inertia"),
+    ):
+        before = other.steps(1).state()
+        with pytest.raises(CheckpointError, match=message):
+            load_checkpoint(file, **other.parts)
+        assert other.state() == before
+    save_checkpoint(file, pso=perturbed.PSO(network(1), particles=4))
+    with pytest.raises(CheckpointError, match="particles was 4, here it is 6"):
+        load_checkpoint(file, pso=perturbed.PSO(network(1), particles=6))
+
+
+def test_missing_and_additional_parts_are_named(file):
+    run = nes(1)
+    save_checkpoint(file, **run.parts, epoch=1)
+    before = run.steps(1).state()
+    fewer = {name: part for name, part in run.parts.items() if name != "scheduler"}
+    for parts, message in (
+        (fewer, r"missing \['scheduler'\], unknown \[\]"),
+        ({**run.parts, "extra": Counter()}, r"missing \[\], unknown \['extra'\]"),
+        ({**run.parts, "epoch": Counter()}, r"missing \[\], unknown \['epoch'\]"),
+        ({}, r"missing \['generator', 'nes', 'net', 'scheduler'\]"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            load_checkpoint(file, **parts)
+    assert run.state() == before
+    parts = read_checkpoint(file)["parts"]  # one alone is for the taking
+    run.parts["net"].load_state_dict(parts["net"])
+
+
+def test_a_plain_value_cannot_be_restored_into(file):
+    save_checkpoint(file, net=network(1), epoch=1)
+    with pytest.raises(CheckpointError, match=r"unknown \['epoch'\]"):
+        load_checkpoint(file, net=network(1), epoch=2)
+
+
+# ---- all or nothing ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("odd"), AttributeError("odd"), IndexError("odd")], ids=repr
+)
+def test_a_part_that_refuses_its_state_undoes_the_others(file, error):
+    run = nes(1).steps(2)
+    save_checkpoint(file, **run.parts, last=Counter(1))
+    other, last = nes(2).steps(1), Counter(2, refuses=error)
+    before = other.state()
+    with pytest.raises(CheckpointError, match="last cannot be restored: odd; nor could what last"):
+        load_checkpoint(file, **other.parts, last=last)
+    assert other.state() == before
+    assert last.count == 2
+
+
+def test_an_interrupt_undoes_what_was_restored(file):
+    save_checkpoint(file, first=Counter(1), last=Counter(1))
+    first, last = Counter(2), Counter(2)
+    calls = []
+
+    def interrupted(state):
+        calls.append(state)
+        last.count = state["count"]
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    last.load_state_dict = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        load_checkpoint(file, first=first, last=last)
+    assert (first.count, last.count) == (2, 2)
+
+
+def test_a_buffer_of_another_size_is_refused_whole(file):
+    """torch copies what fits before it complains."""
+
+    def make(size, fill):
+        net = nn.Linear(2, 2)
+        net.register_buffer("seen", torch.zeros(size))
+        nn.init.constant_(net.weight, fill)
+        return net
+
+    save_checkpoint(file, net=make(3, 1.0))
+    other = make(4, 2.0)
+    with pytest.raises(CheckpointError, match=r"net cannot be restored: .*\n\tsize mis"):
+        load_checkpoint(file, net=other)
+    assert (other.weight == 2).all()
+
+
+@each_trainer
+def test_a_failed_load_changes_no_bit_of_what_follows(make, file):
+    """What is put back is not merely equal: the run goes on as if nothing had been tried."""
+    straight, tried = make(2).steps(2), make(2).steps(2)
+    with torch.no_grad():
+        for run in (straight, tried):
+            next(run.parts["net"].parameters()).add_(1)
+    save_checkpoint(file, **make(1).steps(3).parts, last=Counter())
+    with pytest.raises(CheckpointError, match="last cannot be restored"):
+        load_checkpoint(file, **tried.parts, last=Counter(refuses=ValueError("odd")))
+    assert tried.state() == straight.state()
+    assert tried.steps(2).state() == straight.steps(2).state()
