@@ -9,6 +9,7 @@ import signal
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import perturbed
 from perturbed import PSO, Explicit, PerturbedModel, WorkerPool, evaluate_one_by_one
@@ -162,6 +163,55 @@ def test_a_swarm_without_any_finite_loss_keeps_searching(variant, topology):
     for _ in range(5):
         pso.step(closure)
     assert pso.best_value < INF
+
+
+# ---- devices -----------------------------------------------------------------------------------
+
+
+class Reads(TorchDispatchMode):
+    """Refuses what would wait for a GPU: numbers read from tensors, results of unknown size."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "masked_select"), name
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("variant", sorted({*VARIANTS} - {"comprehensive"}))
+def test_tell_reads_no_numbers(variant):
+    """Comprehensive learning reads some on a CPU, to save work; the topologies are on the CPU."""
+    options = {"topology": "global"} if VARIANTS[variant].social else {}
+    pso, _ = make(variant=variant, best_decay=0.1, bounds=3.0, jiggle=0.1, **options)
+    values = torch.rand(8)
+    for _ in range(2):
+        pso.ask()
+        with Reads():
+            pso.tell(values)
+    with pytest.raises(AssertionError), Reads():
+        float(pso.flight.record_value)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+def test_a_gpu_is_not_waited_for_and_flies_as_the_cpu(variant):
+    runs = []
+    for device in ("cpu", "cuda"):
+        net = perturbed.convert(network(), 8, Explicit()).to(device)
+        pso = PSO(PerturbedModel(net, 8), variant=variant, best_decay=0.1, bounds=3.0)
+        losses = torch.rand(3, 8, generator=torch.Generator().manual_seed(0)).to(device)
+        pso.ask()
+        pso.tell(losses[0])
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            for values in losses[1:]:
+                pso.ask()
+                pso.tell(values)
+        finally:
+            if device == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+        runs.append(pso.flight.positions.cpu())
+    torch.testing.assert_close(*runs, rtol=1e-3, atol=1e-3)  # normals differ in their last bits
 
 
 # ---- starts and bounds -------------------------------------------------------------------------

@@ -53,6 +53,18 @@ def test_the_model_sees_the_positions_again_after_free_memory(dtype):
     assert torch.equal(pm(x), before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_members_that_somebody_else_gave_are_not_written_to(dtype):
+    pm = make(dtype=dtype)
+    swarm = Swarm(pm)
+    theirs = {name: torch.ones_like(t) for name, t in pm.members().items()}
+    pm.set_members(theirs)
+    swarm.positions.zero_()
+    swarm.publish()
+    assert all((t == 1).all() for t in theirs.values())
+    assert all((t == 0).all() for t in pm.members().values())
+
+
 def test_other_vectors_can_be_scored():
     pm = make()
     swarm = Swarm(pm)

@@ -100,6 +100,9 @@ class Swarm:
         start = self.read()
         wide = torch.float64 if start.dtype == torch.float64 else torch.float32
         self.positions = start.to(wide).expand(count, -1).contiguous()
+        # What the model was given: its members and where their vectors are; copies that are narrower.
+        self._shown: tuple[dict[str, Tensor], int] = {}, 0
+        self._rounded: list[tuple[Tensor, Tensor]] = []
         self.publish()
 
     @property
@@ -118,19 +121,17 @@ class Swarm:
     def _show(self, vectors: Tensor) -> None:
         """Give the PerturbedModel the members that vectors are, (P, N)."""
         assert self.pm is not None
-        held = self.pm.state.members
-        parts = dict(zip(self.parameters, self._split(vectors), strict=True))
-        fits = set(held) == set(parts) and all(
-            held[name].data_ptr() == part.data_ptr()
-            for name, part in parts.items()
-            if part.dtype == self.parameters[name].dtype
-        )
-        if not fits:  # the first time, after free_memory, after other vectors
-            self.pm.set_members({n: part.to(self.parameters[n].dtype) for n, part in parts.items()})
+        held, (ours, shown) = self.pm.state.members, self._shown
+        # Otherwise: the first time, after free_memory, after other vectors or somebody else's.
+        if not held or held is not ours or shown != vectors.data_ptr():
+            parts = dict(zip(self.parameters, self._split(vectors), strict=True))
+            members = {n: part.to(self.parameters[n].dtype) for n, part in parts.items()}
+            self.pm.set_members(members)
+            self._shown = self.pm.state.members, vectors.data_ptr()
+            self._rounded = [(members[n], t) for n, t in parts.items() if members[n] is not t]
             return
-        for name, part in parts.items():
-            if held[name].dtype != part.dtype:
-                held[name].copy_(part)
+        for member, part in self._rounded:
+            member.copy_(part)
 
     def _split(self, vectors: Tensor) -> list[Tensor]:
         """(..., N) -> one view for each parameter, (..., *shape)."""
