@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .attach import attach
+from .memory import is_out_of_memory, with_advice
 from .nn.base import PerturbedLayer
 from .nn.convert import revert
 from .nn.cost import count_multiply_adds, multiply_adds
@@ -126,6 +127,10 @@ class PerturbedModel(nn.Module):
         try:
             with self.perturbed():
                 result = function(*args, **kwargs)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise with_advice(error, self._advice()) from error
         finally:
             state.rows = before
         if inspect.isgenerator(result) or inspect.iscoroutine(result):
@@ -135,6 +140,19 @@ class PerturbedModel(nn.Module):
                 "whose body would run after the noise is off; run it in `with pm.perturbed():`"
             )
         return result
+
+    def _advice(self) -> str:
+        """Say what takes less memory than a forward that has run out of it."""
+        advice = (
+            f"That was a forward of {self.directions} directions; `with pm.window(first, count):` "
+            "evaluates fewer (optimizers do it: chunk= or max_memory=)."
+        )
+        if any(getattr(layer.noise, "storage", "") == "stored" for layer in self.layers()):
+            advice += (
+                " Noise with storage='stored' is held for all of them; storage='regenerate' holds "
+                "none."
+            )
+        return advice
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the base model with noise; every row sees its own member.
@@ -167,6 +185,11 @@ class PerturbedModel(nn.Module):
     def population(self) -> int:
         """The number of directions of the whole population."""
         return self.state.population
+
+    @property
+    def first_direction(self) -> int:
+        """Number of the first direction that a forward evaluates; 0 outside of windows."""
+        return self.state.first_direction
 
     @contextmanager
     def window(self, first: int, count: int) -> Iterator[PerturbedModel]:
@@ -426,6 +449,48 @@ class PerturbedModel(nn.Module):
         if x.requires_grad and torch.is_grad_enabled():
             return replicate_rows(x, self.signs, self.directions)
         return Replicated(x.detach(), self.signs, self.directions)
+
+    def window_rows(self, x: Tensor) -> Tensor:
+        """Take the rows of the directions that a forward evaluates out of those of the population.
+
+        For rows that are each member's own, in a closure that several forwards or processes call;
+        what all members see comes from :meth:`replicate`.
+
+        Args:
+            x: (R * P, ...) for a population of P directions.
+
+        Returns:
+            (R * D, ...); ``x`` itself where all directions are evaluated.
+
+        Raises:
+            ValueError: rows that are no multiple of P.
+            TypeError: no tensor.
+
+        Example:
+            >>> import torch, perturbed
+            >>> net = perturbed.convert(torch.nn.Linear(8, 4), directions=6)
+            >>> pm = perturbed.PerturbedModel(net, directions=6)
+            >>> x = torch.arange(12).view(2, 6).flatten()  # R = 2
+            >>> with pm.window(1, 2):
+            ...     pm.window_rows(x)
+            tensor([1, 2, 7, 8])
+        """
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a tensor of shape (R * P, ...), got {type(x).__name__}")
+        population, first = self.population, self.first_direction
+        if x.dim() == 0 or x.shape[0] % population != 0:
+            raise ValueError(
+                f"x must have R * P rows, P = {population} directions of the whole population, got "
+                f"{tuple(x.shape)}"
+            )
+        if self.directions == population:
+            return x
+        if isinstance(x, Replicated):
+            if x.directions == population:
+                return Replicated(x.source, x.copies, self.directions)
+            x = x.full()
+        rows = x.unflatten(0, (-1, population))
+        return rows[:, first : first + self.directions].flatten(0, 1)
 
     def member_mean(self, values: Tensor) -> Tensor:
         """Average what belongs to a member: (B, ...) row values -> (S, D) member values.

@@ -175,9 +175,14 @@ class NoiseState:
         """Return R for a batch of ``rows`` rows, or say what is wrong with it."""
         d = self.directions
         if rows % d != 0:
+            out = "lay them out as (R, D, ...) and pass x.flatten(0, 1)"
+            if d != self.population:
+                out = (
+                    f"of the rows of all {self.population} directions, pm.window_rows(x) takes "
+                    "those of the window"
+                )
             raise ValueError(
-                f"the batch must have R * D rows, D = {d} directions, got {rows} rows; lay them "
-                "out as (R, D, ...) and pass x.flatten(0, 1)"
+                f"the batch must have R * D rows, D = {d} directions, got {rows} rows; {out}"
             )
         repeats = rows // d
         if repeats % 2 == 1 and (self.antithetic or (self.antithetic is None and repeats > 1)):

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..memory import PeakMemory, is_out_of_memory, to_bytes
+from ..memory import is_out_of_memory, to_bytes, with_advice
 from ..model import PerturbedModel
 from .base import member_values
+from .budget import Budget
 from .share import Share
 
 ESTIMATES = ("full", "sharded", "auto")
-
-# Directions of the first forward where only a limit of memory is given: few, to learn what one
-# takes. No forward grows by more than this factor over what has been measured.
-FIRST_CHUNK = 2
-GROWTH = 8
 
 
 class Evaluation(Share):
@@ -36,6 +32,9 @@ class Evaluation(Share):
         estimate: how processes come by the estimate: "full", every process draws all directions;
             "sharded", every process draws its own and the sums travel; "auto", what takes less time
             at the first step.
+
+    Attributes:
+        budget: what is known of the memory that forwards take; None without max_memory.
 
     Raises:
         TypeError: arguments of another type.
@@ -57,40 +56,80 @@ class Evaluation(Share):
         if estimate not in ESTIMATES:
             raise ValueError(f"estimate must be one of {ESTIMATES}, got {estimate!r}")
         self.pm = pm
-        self.max_memory = None if max_memory is None else to_bytes("max_memory", max_memory)
+        limit = None if max_memory is None else to_bytes("max_memory", max_memory)
         super().__init__(pm.population, chunk, distributed)
         self.estimate = estimate
-        if self.max_memory is not None:
-            self.split.chunk = min(FIRST_CHUNK, self.split.count)
+        self.budget = None if limit is None else Budget(limit, self.split.count)
         pm.state.show(self.split.first, self.split.count)
 
     # ---- scoring -------------------------------------------------------------------------------
 
     @property
+    def chunk(self) -> int:
+        """Directions of the next forward, at most."""
+        return self.split.chunk if self.budget is None else self.budget.chunk
+
+    @property
     def bounded(self) -> bool:
         """Whether the share may take several forwards."""
-        return self.split.chunk < self.split.count or self.max_memory is not None
+        return self.split.chunk < self.split.count or self.budget is not None
 
     def windows(self) -> Iterator[PerturbedModel]:
         """Iterate over the forwards of this process's share; the model shows one's directions."""
         done = 0
         while done < self.split.count:
-            count = min(self.split.chunk, self.split.count - done)
-            with self.pm.window(self.split.first + done, count):
+            with self._window(done) as count:
                 yield self.pm
             done += count
+
+    @contextmanager
+    def _window(self, done: int) -> Iterator[int]:
+        """Show, for a block, what comes after the first ``done`` directions of the share.
+
+        Returns:
+            How many directions that is.
+        """
+        count = min(self.chunk, self.split.count - done)
+        with self.pm.window(self.split.first + done, count):
+            if self.budget is None:
+                yield count
+            else:
+                device = next(self.pm.model.parameters()).device
+                with self.budget.watch(count, device):
+                    yield count
 
     def score(self, closure: Callable[[], Any], device: torch.device) -> Any:
         """Return what ``closure`` says of the whole share: member values, (S, count).
 
-        Where one forward is all, what it returned as it is.
+        Where one forward is all, what it returned as it is. One that runs out of memory under
+        max_memory is repeated with half its directions.
         """
         if not self.bounded:
             return self._call(closure)
-        parts = []
-        for shown in self.windows():
-            values = self._measure(closure, device) if self.max_memory else self._call(closure)
-            parts.append(member_values(values, shown, device))
+        parts: list[Tensor] = []
+        repeats: set[int] = set()
+        done = 0
+        while done < self.split.count:
+            try:
+                with self._window(done) as count:
+                    values = self._call(closure)
+                    parts.append(member_values(values, self.pm, device))
+            except RuntimeError as error:
+                shown = min(self.chunk, self.split.count - done)
+                if self.budget is None or not is_out_of_memory(error):
+                    raise
+                if not self.budget.halve(shown):
+                    raise
+                continue
+            done += count
+            if isinstance(values, Tensor) and values.dim() == 1:
+                repeats.add(len(values) // count)
+        if len(repeats) > 1:
+            raise ValueError(
+                "closure must return as many values for a direction in every forward of a "
+                f"generation, got {' and '.join(map(str, sorted(repeats)))}; rows that are each "
+                "member's own must be those of the forward's members: pm.window_rows(x)"
+            )
         if any(len(part) != len(parts[0]) for part in parts):
             raise ValueError(
                 "closure must return values of the same signs in every forward of a generation, "
@@ -101,33 +140,35 @@ class Evaluation(Share):
     def _call(self, closure: Callable[[], Any]) -> Any:
         try:
             return closure()
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise type(error)(
-                f"{error}\nThe closure ran out of memory with {self.pm.directions} directions in a "
-                "forward. Evaluate a generation in several: pass chunk= (directions of a forward) "
-                'or max_memory= (bytes, or a text such as "4 GB") to the optimizer, and call '
-                "pm.replicate inside the closure. Memory of activations grows with the rows; "
-                "noise takes none unless storage='stored'."
-            ) from error
+            raise with_advice(error, self._advice()) from error
 
-    def _measure(self, closure: Callable[[], Any], device: torch.device) -> Any:
-        """Score a window, and set the next ones to what fits."""
-        assert self.max_memory is not None
+    def _advice(self) -> str:
         shown = self.pm.directions
-        with PeakMemory(device) as memory:
-            values = self._call(closure)
-        each = max(1, memory.peak // shown)
-        if memory.peak > self.max_memory and shown == 1:
-            warnings.warn(
-                f"max_memory is {self.max_memory:,} bytes, but one direction alone takes "
-                f"{memory.peak:,}",
-                stacklevel=2,
+        failed = f"The closure ran out of memory with {shown} directions in a forward."
+        if shown == 1:
+            return (
+                f"{failed} It is the least there is: show every member fewer or shorter rows, or "
+                "use layers in a narrower dtype."
             )
-        fits = max(1, self.max_memory // each)
-        self.split.chunk = min(fits, GROWTH * shown, self.split.count)
-        return values
+        if self.budget is not None or self.split.chunk < self.split.count:
+            return f"{failed} Give the optimizer a smaller chunk= or max_memory=."
+        return (
+            f"{failed} Evaluate a generation in several: give the optimizer chunk= (directions of "
+            'a forward) or max_memory= (bytes, or a text such as "4 GB"), and call pm.replicate '
+            "inside the closure; the result is the same."
+        )
+
+    def memory_state(self) -> dict[str, int]:
+        """Return what has been learnt of memory: forwards of the same sizes give the same bits."""
+        return {} if self.budget is None else self.budget.state()
+
+    def load_memory_state(self, state: dict[str, int]) -> None:
+        """Go on from :meth:`memory_state`, where there is a limit and it is the same."""
+        if self.budget is not None and state:
+            self.budget.load(state)
 
     # ---- the estimate --------------------------------------------------------------------------
 

@@ -207,6 +207,7 @@ class EvolutionStrategy(PopulationOptimizer):
             "optimizer": self.optimizer.state_dict(),
             "noise": self.pm.get_extra_state(),
             "estimate": self.evaluation.estimate,
+            "memory": self.evaluation.memory_state(),
         }
         if self.normalizer is not None:
             state["normalizer"] = self._normalizer_state()
@@ -216,6 +217,7 @@ class EvolutionStrategy(PopulationOptimizer):
         self.optimizer.load_state_dict(state["optimizer"])
         self.pm.set_extra_state(state["noise"])
         self.evaluation.estimate = state["estimate"]
+        self.evaluation.load_memory_state(state["memory"])
         if self.normalizer is not None:
             self.normalizer.load_state_dict(state["normalizer"])
             if isinstance(self.normalizer, Held):
