@@ -100,7 +100,7 @@ class Swarm:
         start = self.read()
         wide = torch.float64 if start.dtype == torch.float64 else torch.float32
         self.positions = start.to(wide).expand(count, -1).contiguous()
-        # What the model was given: its members and where their vectors are; copies that are narrower.
+        # What the model was given: its members, where their vectors are, and copies of other dtype.
         self._shown: tuple[dict[str, Tensor], int] = {}, 0
         self._rounded: list[tuple[Tensor, Tensor]] = []
         self.publish()
