@@ -26,6 +26,7 @@ if os.environ.get("PERTURBED_CPU", "") not in ("", *_cpu_capabilities()):
 from . import _ops as _ops  # registers fake kernels and derivatives before the first call
 from .candidate import evaluate_one_by_one
 from .checkpoint import CheckpointError, Checkpoints, load_checkpoint, save_checkpoint
+from .logs import CSVLog, Progress, TensorBoard
 from .model import PerturbedModel
 from .nn import (
     LowRankConv2d,
@@ -63,10 +64,11 @@ from .nn import (
     revert,
 )
 from .noise import Dense, Explicit, LowRank, Permuted, SignFlip, Sparse
-from .optim import ARS, NES, PGPE, PSO, SNES, ClipUp
+from .optim import ARS, NES, PGPE, PSO, SNES, ClipUp, EstimateQuality, estimate_quality
 from .particles import TensorList
 from .pool import WorkerError, WorkerPool
 from .replicate import Replicated
+from .training import train
 
 __version__ = "0.1.0"
 
@@ -76,10 +78,12 @@ __all__ = [
     "PGPE",
     "PSO",
     "SNES",
+    "CSVLog",
     "CheckpointError",
     "Checkpoints",
     "ClipUp",
     "Dense",
+    "EstimateQuality",
     "Explicit",
     "LowRank",
     "LowRankConv2d",
@@ -110,20 +114,24 @@ __all__ = [
     "PerturbedRMSNorm",
     "PerturbedRNN",
     "PerturbedRNNCell",
+    "Progress",
     "Replicated",
     "SignFlip",
     "SignFlipConv2d",
     "SignFlipLinear",
     "Sparse",
     "SparsePerturbedLinear",
+    "TensorBoard",
     "TensorList",
     "WorkerError",
     "WorkerPool",
     "conversion_report",
     "convert",
+    "estimate_quality",
     "evaluate_one_by_one",
     "load_checkpoint",
     "register_twin",
     "revert",
     "save_checkpoint",
+    "train",
 ]

@@ -21,6 +21,7 @@ from .pso import (
     ring,
     von_neumann,
 )
+from .quality import EstimateQuality, estimate_quality
 from .shaping import SHAPINGS, centered_rank, identity, nes_utilities, zscore
 from .snes import SNES
 from .swarm import Swarm
@@ -40,12 +41,14 @@ __all__ = [
     "CompetitiveSwarm",
     "ComprehensiveLearning",
     "Constriction",
+    "EstimateQuality",
     "Flight",
     "FullyInformed",
     "Inertia",
     "Swarm",
     "Variant",
     "centered_rank",
+    "estimate_quality",
     "group_baseline",
     "group_zscore",
     "identity",

@@ -117,6 +117,8 @@ class EvolutionStrategy(PopulationOptimizer):
             raise ValueError(f"reuse must be at least 1, got {reuse}")
         self.normalizer = normalizer
         self.evaluation: Evaluation = Evaluation(pm, chunk, max_memory, distributed, estimate)
+        # Weights and draw of the last estimate, for perturbed.optim.quality.
+        self._estimated: tuple[Tensor, dict[str, Any]] | None = None
 
     @abstractmethod
     def _estimate(self, losses: Tensor) -> None:
@@ -132,6 +134,7 @@ class EvolutionStrategy(PopulationOptimizer):
     def _set_grad(self, weights: Tensor) -> None:
         """Set ``.grad`` to the estimate of the whole population, from (D,) weights."""
         self.evaluation.set_grad(weights, self._parameters())
+        self._estimated = weights, self.pm.get_extra_state()
 
     # ---- one step ------------------------------------------------------------------------------
 
