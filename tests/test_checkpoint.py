@@ -78,6 +78,14 @@ def test_the_order_of_parts_does_not_matter(make, file):
         assert torch.equal(swarms[0].positions, swarms[1].positions)
 
 
+def test_a_run_goes_on_with_another_chunk(file):
+    straight = nes(1).steps(2)
+    save_checkpoint(file, **straight.parts)
+    resumed = nes(2, chunk=1)
+    load_checkpoint(file, **resumed.parts)
+    assert resumed.steps(3).state() == straight.steps(3).state()
+
+
 def test_torch_reads_the_file_as_plain_weights(file):
     run = nes(1).steps(2)
     save_checkpoint(file, **run.parts)

@@ -61,18 +61,19 @@ def nes(
     hidden: int = 4,
     dtype: torch.dtype = torch.float32,
     maximize: bool = False,
+    chunk: int | None = None,
 ) -> Run:
     """NES with a torch optimizer, a scheduler and minibatches of a generator."""
     net = perturbed.convert(network(seed, hidden, dtype), directions, noise or perturbed.Dense())
     pm = PerturbedModel(net, directions, antithetic, sigma=0.1, seed=seed)
     inner = optimizer(net.parameters(), lr=0.05)
-    trainer = perturbed.NES(pm, inner, maximize=maximize)
+    trainer = perturbed.NES(pm, inner, maximize=maximize, chunk=chunk)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(inner, 20)
     generator = torch.Generator().manual_seed(seed)
 
     def step() -> Tensor:
-        x = pm.replicate(torch.randn(5, 3, generator=generator).to(dtype))
-        mean = trainer.step(lambda: loss(pm, x))
+        x = torch.randn(5, 3, generator=generator).to(dtype)
+        mean = trainer.step(lambda: loss(pm, pm.replicate(x)))
         scheduler.step()
         return mean
 

@@ -126,7 +126,6 @@ class Run:
         return found
 
     def save(self, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
         kept = {key: getattr(self, key) for key in ("name", "options", "seed", *PROGRESS)}
         save_checkpoint(file, net=self.net, optimizer=self.optimizer, **kept)
 

@@ -36,7 +36,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from nes_mnist import Run, make_parser, parse_arguments, positive, read_checkpoint, train
+from nes_mnist import Run, make_parser, parse_arguments, positive, saved_options, train
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -370,18 +370,17 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict]:
 def main(argv: Sequence[str] | None = None) -> list[LanguageRun]:
     """Pretrain, evolve, report and return the runs."""
     options, given = parse(argv)
-    checkpoint = read_checkpoint(options, given, LanguageRun)
-    first = {**RUN, **given} if checkpoint is None else checkpoint["options"]
+    first = saved_options(options, given, LanguageRun) or {**RUN, **given}
     print(", ".join(f"{name} {value}" for name, value in first.items()))
     results: dict[str, dict[int, dict[str, float]]] = {}
     runs = []
     for seed in range(first["seed"], first["seed"] + options.seeds):
         run = LanguageRun({**first, "seed": seed}, options.device)
-        if checkpoint is None:
+        if options.resume is None:
             run.pretrain()
             run.record(0.0)
         else:
-            run.load(checkpoint)
+            run.load(options.resume)
             print(f"resumed at generation {run.nes.steps}, {run.seconds:.0f} s of evolution")
         file = options.out / f"{run.name}_{seed}.pt"
         train(run, options.seconds, options.generations, file)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import statistics
 import sys
 import time
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import perturbed
+from perturbed.checkpoint import CheckpointError, load_checkpoint, read_checkpoint, save_checkpoint
 
 PIXELS, HIDDEN, CLASSES = 28 * 28, 64, 10
 TRAIN = 4000  # images; the remaining 1,000 are held out
@@ -170,23 +170,16 @@ class Run:
 
     def save(self, file: Path) -> None:
         """Write a checkpoint; a run killed meanwhile leaves the previous one."""
-        parts = {name: getattr(self, name).state_dict() for name in self.kept}
-        rest = {
-            "name": self.name,
-            "options": self.options,
-            "seconds": self.seconds,
-            "curve": self.curve,
-        }
-        file.parent.mkdir(parents=True, exist_ok=True)
-        scratch = file.with_suffix(".partial")
-        torch.save({**parts, **rest}, scratch)
-        os.replace(scratch, file)
+        objects = {name: getattr(self, name) for name in self.kept}
+        rest = {name: getattr(self, name) for name in ("name", "options", "seconds", "curve")}
+        save_checkpoint(file, **objects, **rest)
 
-    def load(self, checkpoint: dict) -> None:
-        for name in self.kept:
-            getattr(self, name).load_state_dict(checkpoint[name])
-        self.seconds = checkpoint["seconds"]
-        self.curve = [tuple(point) for point in checkpoint["curve"]]
+    def load(self, file: Path) -> None:
+        """Go on where a checkpoint was written."""
+        rest = load_checkpoint(
+            file, self.device, **{name: getattr(self, name) for name in self.kept}
+        )
+        self.seconds, self.curve = rest["seconds"], rest["curve"]
 
 
 def train(run: Run, seconds: float, generations: int | None, checkpoint: Path) -> list[float]:
@@ -395,30 +388,30 @@ def parse(argv: Sequence[str] | None, kind: type[Run]) -> tuple[argparse.Namespa
     return options, given
 
 
-def read_checkpoint(options: argparse.Namespace, given: dict, kind: type[Run]) -> dict | None:
-    """Return the checkpoint that ``--resume`` names, if any; it must be of this kind of run."""
+def saved_options(options: argparse.Namespace, given: dict, kind: type[Run]) -> dict | None:
+    """Return the options of the run that ``--resume`` names, if any; it must be of this kind."""
     if options.resume is None:
         return None
-    if not options.resume.is_file():
-        sys.exit(f"--resume: no such file: {options.resume}")
-    checkpoint = torch.load(options.resume, map_location=options.device, weights_only=True)
-    if checkpoint["name"] != kind.name:
-        sys.exit(f"--resume: {options.resume} is of {checkpoint['name']}, not {kind.name}")
-    changed = {k: v for k, v in given.items() if v != checkpoint["options"][k]}
+    try:
+        saved = read_checkpoint(options.resume)["parts"]
+    except (FileNotFoundError, CheckpointError) as error:
+        sys.exit(f"--resume: {error}")
+    if saved["name"] != kind.name:
+        sys.exit(f"--resume: {options.resume} is of {saved['name']}, not {kind.name}")
+    changed = {k: v for k, v in given.items() if v != saved["options"][k]}
     if changed:
         sys.exit(f"--resume: the run in {options.resume} has other options than {changed}")
-    return checkpoint
+    return saved["options"]
 
 
 def main(argv: Sequence[str] | None = None, kind: type[Run] = Run) -> Run:
     """Train, report and return the run."""
     options, given = parse(argv, kind)
-    checkpoint = read_checkpoint(options, given, kind)
-    settings = {**kind.defaults, **given} if checkpoint is None else checkpoint["options"]
+    settings = saved_options(options, given, kind) or {**kind.defaults, **given}
     digits = load_digits()
     run = kind(settings, options.device, digits)
-    if checkpoint is not None:
-        run.load(checkpoint)
+    if options.resume is not None:
+        run.load(options.resume)
         print(f"resumed at generation {run.nes.steps}, {run.seconds:.0f} s of training")
     print(", ".join(f"{name} {value}" for name, value in settings.items()))
     saved, drawn = (options.out / f"{kind.name}.{ending}" for ending in ("pt", "png"))
