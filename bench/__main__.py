@@ -10,7 +10,19 @@ from pathlib import Path
 
 import torch
 
-from bench import conv, eggroll, linear, models, nesgpu, network, pso, report, rl, variance
+from bench import (
+    conv,
+    distributed,
+    eggroll,
+    linear,
+    models,
+    nesgpu,
+    network,
+    pso,
+    report,
+    rl,
+    variance,
+)
 from bench.common import Options, Result, machine
 from bench.variance import Cosine
 
@@ -24,6 +36,7 @@ SUITES: dict[str, Callable[[Options], tuple[list, list[str]]]] = {
     "models": models.run,
     "pso": pso.run,
     "rl": rl.run,
+    "distributed": distributed.run,
     "variance": variance.run,
 }
 DEFAULT = [name for name in SUITES if name != "variance"]  # the suites that measure time

@@ -71,12 +71,42 @@ class Row:
 
 
 @dataclasses.dataclass
+class Sharing:
+    """What a step costs that several processes share, suite ``distributed``.
+
+    Attributes:
+        processes: how many.
+        estimate: how they come by the estimate: "full" or "sharded".
+        directions: of all processes together.
+        parameters: of the model.
+        estimate_s: of the step, seconds in the estimate, exchange included.
+        exchange_s: of the step, seconds in exchanges, with the wait for slower processes.
+        transfer_s: of the same exchanges one after the other, when nobody waits.
+        payload_bytes: what a process gives to exchanges in a step.
+        wire_bytes: what a process sends in a step, headers included; NaN where that cannot be told.
+        auto: what ``estimate="auto"`` chose for as many processes.
+    """
+
+    processes: int
+    estimate: str
+    directions: int
+    parameters: int
+    estimate_s: float
+    exchange_s: float
+    transfer_s: float
+    payload_bytes: float
+    wire_bytes: float
+    auto: str
+
+
+@dataclasses.dataclass
 class Result:
     """Seconds of one row of one case, with the case's labels. JSON holds exactly these fields.
 
     Attributes:
         steps_per_s: environment steps, suite ``rl``; NaN elsewhere.
         policy_share: of the time, suite ``rl``; NaN elsewhere.
+        sharing: suite ``distributed``; None elsewhere.
     """
 
     suite: str
@@ -92,6 +122,7 @@ class Result:
     over_naive: float = float("nan")
     steps_per_s: float = float("nan")
     policy_share: float = float("nan")
+    sharing: Sharing | None = None
 
 
 class Clock:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from bench.common import Result
+from bench.common import Result, Sharing
 from bench.variance import Cosine
 
 SCHEMA = 2  # of the JSON file; raise it when a field changes its meaning
@@ -26,7 +26,7 @@ def duration(seconds: float) -> str:
     return f"{value:.{0 if value >= 99.95 else 1 if value >= 9.995 else 2}f} {unit}"
 
 
-def size(count: int) -> str:
+def size(count: float) -> str:
     """Bytes in decimal units, as memory vendors and NESgpu's tables count."""
     value = float(count)
     for unit in ("B", "kB", "MB", "GB", "TB"):
@@ -49,8 +49,10 @@ def _columns(suite: str, members: Sequence[Result]) -> dict[str, Callable[[Resul
         "method": lambda r: r.method,
         "time": lambda r: duration(r.median_s),
         "min - max": lambda r: f"{duration(r.min_s)} - {duration(r.max_s)}",
-        "times base": lambda r: ratio(r.times_base),
     }
+    if suite == "distributed":
+        return columns | _sharing_columns()
+    columns["times base"] = lambda r: ratio(r.times_base)
     if suite == "eggroll":  # the paper's unit
         columns["% of base"] = lambda r: f"{100 / r.times_base:.0f} %"
     if not all(math.isnan(member.over_naive) for member in members):
@@ -60,6 +62,26 @@ def _columns(suite: str, members: Sequence[Result]) -> dict[str, Callable[[Resul
         columns["policy's share"] = lambda r: f"{r.policy_share:.0%}"
     columns["noise held"] = lambda r: size(r.noise_bytes)
     return columns
+
+
+def _sharing_columns() -> dict[str, Callable[[Result], str]]:
+    """Columns of suite ``distributed``."""
+
+    def of(text: Callable[[Sharing, Result], str]) -> Callable[[Result], str]:
+        return lambda r: text(r.sharing, r) if r.sharing else ""
+
+    def alone(s: Sharing) -> bool:
+        return s.processes == 1
+
+    return {
+        "of 1 process": lambda r: ratio(r.times_base),
+        "estimate": of(lambda s, r: duration(s.estimate_s)),
+        "in exchanges": of(lambda s, r: "" if alone(s) else f"{s.exchange_s / r.median_s:.0%}"),
+        "exchanges alone": of(lambda s, r: "" if alone(s) else duration(s.transfer_s)),
+        "payload": of(lambda s, r: "" if alone(s) else size(round(s.payload_bytes))),
+        "on the wire": of(lambda s, r: "" if math.isnan(s.wire_bytes) else size(s.wire_bytes)),
+        "auto takes": of(lambda s, r: s.auto),
+    }
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -128,7 +150,24 @@ def write_json(
 
 
 def _plain(record: Result | Cosine) -> dict[str, Any]:
-    return {k: None if v != v else v for k, v in dataclasses.asdict(record).items()}
+    return _without_nan(dataclasses.asdict(record))
+
+
+def _without_nan(fields: dict[str, Any]) -> dict[str, Any]:
+    """Put None, which JSON has, for NaN."""
+    return {
+        k: _without_nan(v) if isinstance(v, dict) else None if v != v else v
+        for k, v in fields.items()
+    }
+
+
+def _result(fields: dict[str, Any]) -> Result:
+    """Make a Result of what :func:`_plain` made of one."""
+    sharing = fields.pop("sharing", None)
+    result = Result(**{k: math.nan if v is None else v for k, v in fields.items()})
+    if sharing is not None:
+        result.sharing = Sharing(**{k: math.nan if v is None else v for k, v in sharing.items()})
+    return result
 
 
 def read_json(path: Path) -> tuple[list[Result], dict[str, str], list[Cosine]]:
@@ -140,9 +179,8 @@ def read_json(path: Path) -> tuple[list[Result], dict[str, str], list[Cosine]]:
     document = json.loads(path.read_text())
     if document.get("schema") != SCHEMA:
         raise ValueError(f"{path} must have schema {SCHEMA}, got {document.get('schema')}")
-    rows = [{k: math.nan if v is None else v for k, v in r.items()} for r in document["results"]]
     cosines = [Cosine(**row) for row in document["cosines"]]
-    return [Result(**row) for row in rows], document["machine"], cosines
+    return [_result(row) for row in document["results"]], document["machine"], cosines
 
 
 def _pyplot() -> Any:
@@ -200,7 +238,8 @@ def write_plot(path: Path, results: Sequence[Result], machine: dict[str, str]) -
         # Above the panel, where no mark can be.
         axis.legend(fontsize=6.5, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
         axis.set_ylabel(f"{suite}, {view}", fontsize=10)
-        axis.set_xlabel("times the unperturbed forward (median, min to max)", fontsize=8)
+        unit = "one process" if suite == "distributed" else "the unperturbed forward"
+        axis.set_xlabel(f"times {unit} (median, min to max)", fontsize=8)
         axis.grid(color="0.85", linewidth=0.5)
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
