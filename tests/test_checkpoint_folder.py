@@ -7,23 +7,15 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from trainers import nes
+from trainers import Count, nes
 
 from perturbed import Checkpoints, checkpoint
-from perturbed.checkpoint import CheckpointError, load_checkpoint, read_checkpoint, save_checkpoint
-
-
-class Count:
-    """An object with a state: a number."""
-
-    def __init__(self, number=0):
-        self.number = number
-
-    def state_dict(self):
-        return {"number": self.number}
-
-    def load_state_dict(self, state):
-        self.number = state["number"]
+from perturbed.checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+)
 
 
 def train(folder, stop, every=1, keep=2, resume=True, **values):
@@ -186,7 +178,7 @@ def test_a_file_that_may_not_be_read_is_an_error_and_no_damage(tmp_path, monkeyp
     def denied(file, mode):  # root, as tests may run, may read anything
         raise PermissionError(errno.EACCES, "Permission denied", str(file))
 
-    monkeypatch.setattr(checkpoint, "open", denied, raising=False)
+    monkeypatch.setattr(checkpoint.file, "open", denied, raising=False)
     with pytest.raises(PermissionError, match=r"step-2\.pt"):
         train(tmp_path, 3)
 
@@ -200,7 +192,7 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
 def test_only_the_first_process_writes_and_all_read(tmp_path, monkeypatch):
     train(tmp_path, 2)
     saved = Checkpoints(tmp_path, count=(count := Count()))
-    monkeypatch.setattr(checkpoint, "is_first", lambda: False)
+    monkeypatch.setattr(checkpoint.folder, "is_first", lambda: False)
     assert saved.resume() == 2
     assert count.number == 2
     saved.after(2)

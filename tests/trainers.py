@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +36,24 @@ class Run:
             for name, part in self.parts.items()
         }
         return digest(states)
+
+
+class Count:
+    """An object with a state: a number.
+
+    ``refuses`` makes load_state_dict fail after it has changed it.
+    """
+
+    def __init__(self, number: int = 0, refuses: Exception | None = None) -> None:
+        self.number, self.refuses = number, refuses
+
+    def state_dict(self) -> dict[str, int]:
+        return {"number": self.number}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.number = state["number"]
+        if self.refuses is not None:
+            raise self.refuses
 
 
 def network(seed: int, hidden: int = 4, dtype: torch.dtype = torch.float32) -> nn.Sequential:
@@ -143,3 +162,5 @@ TRAINERS: dict[str, Callable[[int], Run]] = {
         for variant in VARIANTS
     },
 }
+
+each_trainer = pytest.mark.parametrize("make", TRAINERS.values(), ids=TRAINERS)
