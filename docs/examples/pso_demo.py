@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,11 +75,13 @@ def train(seed: int, particles: int, steps: int, **options: object) -> Run:
     run = Run(seed, net, perturbed.PSO(pm, **options))  # type: ignore[arg-type]
     x, y = make_data(seed)
     rows, targets = pm.replicate(x), y.repeat_interleave(particles, 0)
-    started = time.perf_counter()
-    for _ in range(steps):
-        run.pso.step(lambda: (pm(rows) - targets).square().squeeze(1))  # one error per row
-        run.curve.append(run.pso.best_value)
-    run.seconds = time.perf_counter() - started
+
+    def errors() -> torch.Tensor:
+        return (pm(rows) - targets).square().squeeze(1)  # one per row
+
+    for record in perturbed.train(run.pso, errors, steps):
+        run.curve.append(record["best_value"])
+        run.seconds = record["seconds"]
     return run
 
 
