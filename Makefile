@@ -116,7 +116,7 @@ bench: $(EXTENSION) ## every noise family beside base, naive, stored noise and v
 # RESULTS: name of the run in bench/results, e.g. 2026-11-21-amd-epyc-zen4-2-cores
 # PEERS:   an interpreter with evox and evotorch beside torch, for their rows (optional)
 RUN = bench/results/$(RESULTS)
-bench-docs: $(EXTENSION) ## measure everything and write the tables of docs/noise.md
+bench-docs: $(EXTENSION) ## measure everything and write the tables of docs
 	@test -n "$(RESULTS)" || { echo "name the run: make bench-docs RESULTS=DATE-MACHINE" >&2; exit 2; }
 	$(PY) -m bench all --json $(RUN).json --plot $(RUN).png \
 	  --plot-variance docs/noise-variance.png $(ARGS) > $(RUN).md

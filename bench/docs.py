@@ -1,8 +1,9 @@
-"""Writes measured tables into a page: ``python -m bench.docs RESULTS.json [RESULTS.json ...]``.
+"""Writes measured tables into pages: ``python -m bench.docs RESULTS.json [RESULTS.json ...]``.
 
 A table stands between ``<!-- bench: NAME -->`` and ``<!-- /bench -->``; what is between them is
-replaced. The files are what ``python -m bench --json`` wrote. A suite that several of them hold is
-taken from the last, so that one suite can come from an environment with other packages in it.
+replaced, in every page for all of whose tables the files have results. The files are what ``python
+-m bench --json`` wrote. A suite that several of them hold is taken from the last, so that one suite
+can come from an environment with other packages in it.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from bench import report
+from bench import distributed, report, scaling
 from bench.common import ROOT, Result
 from bench.report import duration, ratio, table
 from bench.variance import Cosine
 
 BLOCK = re.compile(r"(<!-- bench: ([a-z]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
+PAGES = tuple(ROOT / "docs" / name for name in ("noise.md", "distributed.md", "scaling.md"))
 Column = tuple[str, Callable[[Result], bool], Callable[[Result], str]]
 
 
@@ -130,30 +132,57 @@ class Measured:
         """Cosine between estimate and gradient."""
         return report.variance_table(self.cosines)
 
+    def _makers(self) -> dict[str, tuple[str, Callable[[], str]]]:
+        """Name of a table -> the suite that it needs, and how it is made."""
+
+        def of(name: str, function: Callable[..., str], *more: object) -> tuple:
+            return name, lambda: function(self.results, *more)
+
+        return {
+            "costs": ("linear", self.costs),
+            "network": ("network", self.network),
+            "eggroll": ("eggroll", self.eggroll),
+            "nesgpu": ("nesgpu", self.nesgpu),
+            "variance": ("variance", self.variance),
+            "wire": of("distributed", distributed.wire_table),
+            "strong": of("distributed", distributed.steps_table, "strong"),
+            "weak": of("distributed", distributed.steps_table, "weak"),
+            "rates": of("distributed", scaling.rates_table),
+            "formula": of("distributed", scaling.formula_table),
+            # From assumptions alone; beside the measured tables that their formulas are held to.
+            "assumed": ("distributed", scaling.assumptions_table),
+            "models": ("distributed", scaling.models_table),
+            "traffic": ("distributed", scaling.traffic_table),
+            "clusters": ("distributed", scaling.clusters_table),
+            "crossover": ("distributed", scaling.crossover_table),
+            "memory": ("distributed", scaling.memory_table),
+        }
+
+    def has(self, name: str) -> bool:
+        """Whether there are results for the table of a name.
+
+        Raises:
+            ValueError: a name that is none.
+        """
+        makers = self._makers()
+        if name == "machine":
+            return bool(self.results or self.cosines)
+        if name not in makers:
+            names = ", ".join(["machine", *makers])
+            raise ValueError(f"a block must be one of {names}, got {name!r}")
+        suite = makers[name][0]
+        return bool(self.cosines if suite == "variance" else self._methods(suite))
+
     def block(self, name: str) -> str:
         """The table of a name.
 
         Raises:
             ValueError: a name that is none, or a file that lacks its suite.
         """
-        makers = {
-            "machine": self.machine,
-            "costs": self.costs,
-            "network": self.network,
-            "eggroll": self.eggroll,
-            "nesgpu": self.nesgpu,
-            "variance": self.variance,
-        }
-        if name not in makers:
-            raise ValueError(f"a block must be one of {', '.join(makers)}, got {name!r}")
-        needed: Sequence[Result | Cosine] = {
-            "machine": [*self.results, *self.cosines],
-            "variance": self.cosines,
-        }.get(name, [r for r in self.results if r.suite == {"costs": "linear"}.get(name, name)])
-        if not needed:
+        if not self.has(name):
             files = ", ".join(self.names)
             raise ValueError(f"{files} must hold results for the block {name!r}, got none")
-        return makers[name]()
+        return self.machine() if name == "machine" else self._makers()[name][1]()
 
 
 def update(page: str, measured: Measured) -> str:
@@ -170,10 +199,19 @@ def update(page: str, measured: Measured) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.docs", description=__doc__)
     parser.add_argument("results", type=Path, nargs="+", metavar="RESULTS.json")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "noise.md")
+    parser.add_argument("--page", type=Path, help="default: all for which there are results")
     options = parser.parse_args(argv)
-    text = update(options.page.read_text(), Measured(*options.results))
-    options.page.write_text(text)
+    measured = Measured(*options.results)
+    pages = [options.page] if options.page else [p for p in PAGES if _can_make(p, measured)]
+    if not pages:
+        parser.error("the files hold the results of no page")
+    for page in pages:
+        page.write_text(update(page.read_text(), measured))
+        print(f"wrote {page.name}")
+
+
+def _can_make(page: Path, measured: Measured) -> bool:
+    return all(measured.has(match[2]) for match in BLOCK.finditer(page.read_text()))
 
 
 if __name__ == "__main__":
