@@ -38,6 +38,8 @@ STREAM_SWARM = 11
 STREAM_SWARM_START = 12
 STREAM_SWARM_OTHER = 13
 STREAM_SWARM_JIGGLE = 14
+STREAM_TRIALS = 15
+STREAM_CHOICES = 16
 # The layer id under which optimizers draw; layers count up from 0, so the two never meet.
 OPTIMIZER_ID = (1 << 24) - 1
 

@@ -25,12 +25,14 @@ from .quality import EstimateQuality, estimate_quality
 from .shaping import SHAPINGS, centered_rank, identity, nes_utilities, zscore
 from .snes import SNES
 from .swarm import Swarm
+from .zeroth import SAMPLERS, RandomSearch, ScalarOptimizer, ShrinkingRandomSearch
 
 __all__ = [
     "ARS",
     "NES",
     "PGPE",
     "PSO",
+    "SAMPLERS",
     "SHAPINGS",
     "SNES",
     "TOPOLOGIES",
@@ -45,6 +47,9 @@ __all__ = [
     "Flight",
     "FullyInformed",
     "Inertia",
+    "RandomSearch",
+    "ScalarOptimizer",
+    "ShrinkingRandomSearch",
     "Swarm",
     "Variant",
     "centered_rank",
