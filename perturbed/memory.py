@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import weakref
 from contextlib import ExitStack
@@ -18,13 +19,12 @@ UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 # Parts of the texts by which allocators and kernels say that there is no memory: torch's CPU
-# allocator on Linux, macOS and Windows, CUDA and its libraries, C++.
-_NO_MEMORY = (
-    "can't allocate memory",
-    "not enough memory",
-    "out of memory",
-    "ALLOC_FAILED",
-    "bad_alloc",
+# allocator on Linux, macOS and Windows, CUDA and its libraries, C++; and what our own operators say
+# when torch gives them no tensor, since its stable ABI does not pass the reason on.
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|out of memory|ALLOC_FAILED|bad_alloc"
+    r"|aten::new_empty.*API call failed",
+    re.DOTALL,
 )
 
 
@@ -143,7 +143,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory could not be had."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+    return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
 
 
 def with_advice(error: BaseException, advice: str) -> RuntimeError:

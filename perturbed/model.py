@@ -142,10 +142,10 @@ class PerturbedModel(nn.Module):
         return result
 
     def _advice(self) -> str:
-        """Say what takes less memory than a forward that has run out of it."""
+        """Say what would take less memory."""
         advice = (
-            f"That was a forward of {self.directions} directions; `with pm.window(first, count):` "
-            "evaluates fewer (optimizers do it: chunk= or max_memory=)."
+            f"That was for {self.directions} directions; `with pm.window(first, count):` takes "
+            "fewer at a time, as optimizers do with chunk= or max_memory=."
         )
         if any(getattr(layer.noise, "storage", "") == "stored" for layer in self.layers()):
             advice += (
@@ -339,8 +339,13 @@ class PerturbedModel(nn.Module):
         then.
         """
         self._need_noise("allocate_memory")
-        for layer in self.layers():
-            layer.allocate()
+        try:
+            for layer in self.layers():
+                layer.allocate()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise with_advice(error, self._advice()) from error
 
     def free_memory(self) -> None:
         """Drop all noise and tensors that the draw holds; the next forward makes them again.

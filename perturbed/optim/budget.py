@@ -25,9 +25,9 @@ class Budget:
 
     A forward of n directions that takes p bytes lets the next have ``limit / p`` times as many.
     What does not grow with the directions only makes that too few, and the next forward knows
-    better; so forwards grow up to the limit and not beyond it. Once they are large enough
-    the number stays, until one is found to exceed the limit (longer inputs, say) or runs out of
-    memory. It never grows again: the bits of losses may depend on it.
+    better (unless it is most of the limit): forwards grow up to the limit and not beyond it. Once
+    they are large enough the number stays, until one is found to exceed the limit (longer inputs,
+    say) or runs out of memory. It never grows again: the bits of losses may depend on it.
 
     Args:
         limit: bytes that a forward may take.

@@ -45,9 +45,13 @@ class Lanes:
             try:
                 repeats = pm.state.repeats(lanes)
             except ValueError as error:
+                part = (
+                    f" (of the population's {pm.population}: a forward evaluates a chunk of them, "
+                    "a process its share)"
+                )
                 raise ValueError(
-                    f"env must have R * D lanes, D = {directions} directions, got lanes = {lanes} "
-                    f"({error})"
+                    f"env must have R * D lanes, D = {directions} directions"
+                    f"{part if directions < pm.population else ''}, got lanes = {lanes} ({error})"
                 ) from None
             signs = 2 if pm.state.is_antithetic(repeats) else 1
         self.shape = signs, lanes // (signs * directions), directions
