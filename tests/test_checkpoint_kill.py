@@ -57,10 +57,11 @@ def worker():
     worker.close()
 
 
-def until(condition):
+def until(condition, child):
     end = time.monotonic() + SECONDS
     while not condition():
         assert time.monotonic() < end, "the training process does not come on"
+        os.kill(child, 0)  # ProcessLookupError: it has ended by itself
 
 
 def newest(folder):
@@ -83,11 +84,11 @@ def run_with_kills(worker, tmp_path, trainer, kills, steps, every, padding, in_a
         before = newest(folder)
         child = worker.start(folder=str(folder), result=str(result), **job)
         if kill < in_a_write:
-            until(lambda: list(folder.glob(".*.partial")))
+            until(lambda: list(folder.glob(".*.partial")), child)
             time.sleep(draw.uniform(0, 0.002))
         else:
             further = draw.randrange(3)
-            until(lambda before=before, n=further: newest(folder) >= before + n * every)
+            until(lambda before=before, n=further: newest(folder) >= before + n * every, child)
             time.sleep(draw.uniform(0, 0.03))
         os.kill(child, signal.SIGKILL)
         assert worker.wait() == signal.SIGKILL, "it was over too soon: more steps are needed"
