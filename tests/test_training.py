@@ -278,13 +278,18 @@ def test_logs_are_closed_whatever_happens(where, tmp_path):
 # ---- resuming ----------------------------------------------------------------------------------
 
 
-def run(folder, steps, stop=None, every=4):
+def run(folder, steps, stop=None, every=4, kind=NES):
     """Train with everything; leave the loop after step ``stop``."""
-    net, nes, closure = make()
-    decay = torch.optim.lr_scheduler.ExponentialLR(nes.optimizer, 0.9)
-    checkpoints = Checkpoints(folder / "saved", every=every, net=net, nes=nes, decay=decay)
+    net, nes, closure = make(kind)
+    parts, schedulers = {"net": net, "nes": nes}, []
+    if kind is not PSO:
+        parts["decay"] = torch.optim.lr_scheduler.ExponentialLR(nes.optimizer, 0.9)
+        schedulers.append(parts["decay"])
+    checkpoints = Checkpoints(folder / "saved", every=every, **parts)
     log = [CSVLog(folder / "run.csv")]
-    for record in train(nes, closure, steps, log=log, schedulers=[decay], checkpoints=checkpoints):
+    for record in train(
+        nes, closure, steps, log=log, schedulers=schedulers, checkpoints=checkpoints
+    ):
         if stop is not None and record["step"] == stop:
             break
     return net, nes
@@ -297,10 +302,11 @@ def rows(folder):
     return [[line[i] for i in untimed] for line in (header, *lines)]
 
 
-def test_a_run_goes_on_bit_for_bit_with_its_log(tmp_path):
-    whole, _ = run(tmp_path / "a", 12)
-    run(tmp_path / "b", 12, stop=6)
-    resumed, other = run(tmp_path / "b", 12)
+@pytest.mark.parametrize("kind", [NES, ARS, SNES, PGPE, PSO])
+def test_a_run_goes_on_bit_for_bit_with_its_log(tmp_path, kind):
+    whole, _ = run(tmp_path / "a", 12, kind=kind)
+    run(tmp_path / "b", 12, stop=6, kind=kind)
+    resumed, other = run(tmp_path / "b", 12, kind=kind)
     assert other.steps == 12
     assert_equal(whole, resumed)
     assert rows(tmp_path / "a") == rows(tmp_path / "b")

@@ -1,4 +1,4 @@
-"""What a process of test_training_processes.py runs: torchrun starts this file."""
+"""What a process of test_training_processes.py runs, started by torchrun or alone."""
 
 import json
 import sys
@@ -18,6 +18,26 @@ class Everyone(Log):
 
     def __call__(self, record):
         self.records += 1
+
+
+def survive(folder: Path, steps: int) -> None:
+    """Train alone, with a log and frequent checkpoints; may be killed at any moment."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+    perturbed.convert(net, 8)
+    pm = perturbed.PerturbedModel(net, 8, antithetic=True, sigma=0.1)
+    nes = perturbed.NES(pm, torch.optim.Adam(net.parameters(), 0.05))
+    x = torch.ones(4, 6)
+    checkpoints = perturbed.Checkpoints(folder / "saved", every=3, net=net, nes=nes)
+    for record in perturbed.train(
+        nes,
+        lambda: (pm(pm.replicate(x)) - 1).square().mean(1),
+        steps,
+        log=[perturbed.CSVLog(folder / "run.csv")],
+        checkpoints=checkpoints,
+    ):
+        print(record["step"], flush=True)  # what the one who kills waits for
+    torch.save(net.state_dict(), folder / "net.pt")
 
 
 def main(folder: Path, estimate: str) -> None:
@@ -58,4 +78,7 @@ def main(folder: Path, estimate: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    if sys.argv[2].isdigit():
+        survive(Path(sys.argv[1]), int(sys.argv[2]))
+    else:
+        main(Path(sys.argv[1]), sys.argv[2])
