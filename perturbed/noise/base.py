@@ -40,6 +40,7 @@ STREAM_SWARM_OTHER = 13
 STREAM_SWARM_JIGGLE = 14
 STREAM_TRIALS = 15
 STREAM_CHOICES = 16
+STREAM_PARTICLE = 17
 # The layer id under which optimizers draw; layers count up from 0, so the two never meet.
 OPTIMIZER_ID = (1 << 24) - 1
 
