@@ -239,7 +239,7 @@ def test_steps_do_not_go_back(tmp_path):
         ({"net": object()}, TypeError, "net must have a state_dict or be a plain value"),
         ({"map_location": 1}, ValueError, "map_location is an argument"),
     ],
-    ids=str,
+    ids=lambda given: " ".join(given) if isinstance(given, dict) else "",
 )
 def test_bad_arguments_are_named_at_once(tmp_path, options, error, message):
     with pytest.raises(error, match=message):
