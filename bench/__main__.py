@@ -40,7 +40,7 @@ SUITES: dict[str, Callable[[Options], tuple[list, list[str]]]] = {
     "variance": variance.run,
 }
 DEFAULT = [name for name in SUITES if name != "variance"]  # the suites that measure time
-VIEWS = ("forward", "step", "update", "optimizer")
+VIEWS = ("forward", "step", "update", "optimizer", "strong", "weak")
 
 
 def positive(text: str) -> int:
