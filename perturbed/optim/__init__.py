@@ -3,6 +3,7 @@
 from .ars import ARS
 from .clipup import ClipUp
 from .groups import group_baseline, group_zscore
+from .minimize import Minimize
 from .nes import NES
 from .pgpe import PGPE
 from .pso import (
@@ -47,6 +48,7 @@ __all__ = [
     "Flight",
     "FullyInformed",
     "Inertia",
+    "Minimize",
     "RandomSearch",
     "ScalarOptimizer",
     "ShrinkingRandomSearch",
