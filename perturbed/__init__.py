@@ -64,7 +64,7 @@ from .nn import (
     revert,
 )
 from .noise import Dense, Explicit, LowRank, Permuted, SignFlip, Sparse
-from .optim import ARS, NES, PGPE, PSO, SNES, ClipUp, Minimize, EstimateQuality, estimate_quality
+from .optim import ARS, NES, PGPE, PSO, SNES, ClipUp, EstimateQuality, Minimize, estimate_quality
 from .particles import TensorList
 from .pool import WorkerError, WorkerPool
 from .replicate import Replicated
