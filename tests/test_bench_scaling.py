@@ -7,8 +7,17 @@ import re
 import pytest
 
 from bench import docs, report, scaling
+from bench.cluster import (
+    ASSUMPTIONS,
+    FAMILIES,
+    MODELS,
+    Cluster,
+    Model,
+    assumed,
+    crossover,
+    step,
+)
 from bench.common import Result, Sharing
-from bench.scaling import FAMILIES, MODELS, Cluster, Model, assumed, crossover, step
 
 COMPUTED = ("assumed", "models", "traffic", "clusters", "crossover", "memory")
 
@@ -138,5 +147,5 @@ def test_computed_tables_of_the_page_are_those_of_the_code(file):
 
 
 def test_guesses_are_called_guesses():
-    kinds = {a.kind for a in scaling.ASSUMPTIONS.values()}
+    kinds = {a.kind for a in ASSUMPTIONS.values()}
     assert kinds == {"data sheet", "counted", "guess"}
