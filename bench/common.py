@@ -107,6 +107,7 @@ class Result:
         steps_per_s: environment steps, suite ``rl``; NaN elsewhere.
         policy_share: of the time, suite ``rl``; NaN elsewhere.
         sharing: suite ``distributed``; None elsewhere.
+        peak_bytes: memory taken at the peak, suite ``memory``; NaN elsewhere.
     """
 
     suite: str
@@ -123,6 +124,7 @@ class Result:
     steps_per_s: float = float("nan")
     policy_share: float = float("nan")
     sharing: Sharing | None = None
+    peak_bytes: float = float("nan")
 
 
 class Clock:

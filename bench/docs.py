@@ -19,7 +19,9 @@ from bench.report import duration, ratio, table
 from bench.variance import Cosine
 
 BLOCK = re.compile(r"(<!-- bench: ([a-z]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
-PAGES = tuple(ROOT / "docs" / name for name in ("noise.md", "distributed.md", "scaling.md"))
+PAGES = tuple(
+    ROOT / "docs" / name for name in ("noise.md", "memory.md", "distributed.md", "scaling.md")
+)
 Column = tuple[str, Callable[[Result], bool], Callable[[Result], str]]
 
 
@@ -128,6 +130,16 @@ class Measured:
                 columns.append((f"{view}, {case.split(',')[0]}", wanted, text))
         return self._pivot("noise", self._methods("nesgpu"), columns)
 
+    def peak(self) -> str:
+        """A generation in one forward and in several: peak memory, and time as multiples."""
+        columns: list[Column] = []
+        for case in dict.fromkeys(r.case for r in self.results if r.suite == "memory"):
+            wanted = lambda r, case=case: (r.suite, r.case) == ("memory", case)  # noqa: E731
+            short = case.split(",")[0]
+            columns.append((f"{short}: peak", wanted, lambda r: report.size(int(r.peak_bytes))))
+            columns.append((f"{short}: time", wanted, lambda r: ratio(r.times_base)))
+        return self._pivot("a generation in", self._methods("memory"), columns)
+
     def variance(self) -> str:
         """Cosine between estimate and gradient."""
         return report.variance_table(self.cosines)
@@ -156,6 +168,7 @@ class Measured:
             "clusters": ("distributed", scaling.clusters_table),
             "crossover": ("distributed", scaling.crossover_table),
             "memory": ("distributed", scaling.memory_table),
+            "peak": ("memory", self.peak),
         }
 
     def has(self, name: str) -> bool:

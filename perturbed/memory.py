@@ -62,7 +62,7 @@ class PeakMemory:
 
     @staticmethod
     def is_free(device: torch.device) -> bool:
-        """Whether measuring costs nothing; else it is some 10 us for every operator."""
+        """Whether measuring costs nothing; else it is 10 to 20 us for every operator."""
         return device.type == "cuda"
 
     def __enter__(self) -> PeakMemory:
@@ -100,18 +100,19 @@ class _Counter(TorchDispatchMode):
         else:
             result = func(*args, **kwargs)
         made = [t for value in tree_leaves(result) for t in _plain(value)]
-        if made:
+        new = [
+            t for t in made if t.device == self._memory.device and _address(t) not in self._counted
+        ]
+        if new:
             # Views of what was there before, and what was written in place, take nothing.
             old = {_address(t) for value in tree_leaves((args, kwargs)) for t in _plain(value)}
-            for tensor in made:
-                if tensor.device == self._memory.device and _address(tensor) not in old:
+            for tensor in new:
+                if _address(tensor) not in old and _address(tensor) not in self._counted:
                     self._count(tensor.untyped_storage())
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         address, size = storage._cdata, storage.nbytes()
-        if address in self._counted:
-            return
         self._counted.add(address)
         self._held += size
         self._memory.peak = max(self._memory.peak, self._held)

@@ -294,7 +294,8 @@ def test_json_has_null_for_a_missing_ratio_and_is_read_back(tmp_path):
     assert row["median_s"] == 0.5
     (back,), machine, cosines = report.read_json(file)
     assert math.isnan(back.over_naive)
-    known = {"over_naive": 0.0, "steps_per_s": 0.0, "policy_share": 0.0}  # NaN is unlike itself
+    # NaN is unlike itself.
+    known = dict.fromkeys(("over_naive", "steps_per_s", "policy_share", "peak_bytes"), 0.0)
     assert dataclasses.replace(back, **known) == result(times_base=2.0, **known)
     assert machine == {"cpu": "x"}
     assert cosines == []
