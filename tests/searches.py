@@ -8,19 +8,57 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perturbed.optim import RandomSearch, ShrinkingRandomSearch
+from perturbed.optim import (
+    RDSA,
+    SPSA,
+    GridSearch,
+    RandomBestGrad,
+    RandomGrad,
+    RandomSearch,
+    RandomWalk,
+    SequentialSearch,
+    ShrinkingRandomSearch,
+    SimulatedAnnealing,
+    ThresholdAccepting,
+)
+
+
+def WithAdam(params: Any, kind: type, **options: Any) -> Any:
+    """A search whose estimates Adam follows."""
+    params = list(params)
+    return kind(params, opt=torch.optim.Adam(params, 0.02), **options)
+
 
 # Options with which a method makes progress on the quadratic of the tests in a few hundred steps.
-METHODS: dict[str, tuple[type, dict[str, Any]]] = {
+METHODS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "random": (RandomSearch, {}),
     "random-domain": (RandomSearch, {"domain": (-2, 2)}),
     "shrinking": (ShrinkingRandomSearch, {"lr": 0.5, "nsteps": 300}),
     "shrinking-stochastic": (ShrinkingRandomSearch, {"lr": 0.3, "stochastic": True}),
+    "grid": (GridSearch, {"domain": (0, 1), "step": 0.25}),
+    "sequential": (SequentialSearch, {"lr": 0.25, "domain": (-1, 1)}),
+    "walk": (RandomWalk, {"lr": 0.05}),
+    "walk-remembered": (RandomWalk, {"lr": 0.05, "stochastic": False, "best_of": 2}),
+    "walk-order-2": (RandomWalk, {"lr": 0.02, "order": 2, "best_of": 3}),
+    "walk-order-3": (RandomWalk, {"lr": 0.01, "order": 3, "best_of": 3, "momentum": 0.7}),
+    "walk-so": (RandomWalk, {"lr": 0.02, "order": 2, "retries": 2, "momentum": 1.0}),
+    "walk-penalised": (RandomWalk, {"lr": 0.05, "L1": 1e-3, "L2": 1e-3, "literal_wd": 1e-4}),
+    "grad": (WithAdam, {"kind": RandomGrad, "magn": 1e-3}),
+    "best-grad": (WithAdam, {"kind": RandomBestGrad, "magn": 1e-3, "bestof": 3}),
+    "average-grad": (WithAdam, {"kind": RandomBestGrad, "magn": 1e-3, "avgbest": True}),
+    "spsa": (SPSA, {"lr": 0.02}),
+    "spsa-adam": (WithAdam, {"kind": SPSA, "n": 2}),
+    "rdsa": (RDSA, {"lr": 0.01, "n": 3}),
+    "annealing": (SimulatedAnnealing, {"lr": 0.1}),
+    "annealing-stochastic": (SimulatedAnnealing, {"lr": 0.1, "stochastic": True}),
+    "threshold": (ThresholdAccepting, {"lr": 0.1, "max_bad_iter": 7}),
 }
 
 
 def make(name: str, params: Any, **options: Any) -> Any:
     kind, defaults = METHODS[name]
+    if kind in (GridSearch, SequentialSearch):  # nothing random
+        options.pop("seed", None)
     return kind(params, **{**defaults, **options})
 
 

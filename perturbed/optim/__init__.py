@@ -26,16 +26,32 @@ from .quality import EstimateQuality, estimate_quality
 from .shaping import SHAPINGS, centered_rank, identity, nes_utilities, zscore
 from .snes import SNES
 from .swarm import Swarm
-from .zeroth import SAMPLERS, RandomSearch, ScalarOptimizer, ShrinkingRandomSearch
+from .zeroth import (
+    RDSA,
+    SAMPLERS,
+    SPSA,
+    GridSearch,
+    RandomBestGrad,
+    RandomGrad,
+    RandomSearch,
+    RandomWalk,
+    ScalarOptimizer,
+    SequentialSearch,
+    ShrinkingRandomSearch,
+    SimulatedAnnealing,
+    ThresholdAccepting,
+)
 
 __all__ = [
     "ARS",
     "NES",
     "PGPE",
     "PSO",
+    "RDSA",
     "SAMPLERS",
     "SHAPINGS",
     "SNES",
+    "SPSA",
     "TOPOLOGIES",
     "VARIANTS",
     "Accelerated",
@@ -47,12 +63,19 @@ __all__ = [
     "EstimateQuality",
     "Flight",
     "FullyInformed",
+    "GridSearch",
     "Inertia",
     "Minimize",
+    "RandomBestGrad",
+    "RandomGrad",
     "RandomSearch",
+    "RandomWalk",
     "ScalarOptimizer",
+    "SequentialSearch",
     "ShrinkingRandomSearch",
+    "SimulatedAnnealing",
     "Swarm",
+    "ThresholdAccepting",
     "Variant",
     "centered_rank",
     "estimate_quality",

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...noise.state import check_seed
+from ...noise.state import as_int, check_seed
 from ..base import check_number
 from .closure import Closure, call, check_closure, to_loss
 from .samplers import CANDIDATES, Source, check_sampler, sample
 
 # Attributes that no copy takes along: torch's hooks, the wrapper that a learning-rate scheduler
 # puts around ``step``, and versions of tensors that a copy does not have.
-_LEFT_OUT = ("_optimizer_", "step", "_opt_called", "_versions")
+_LEFT_OUT = ("step", "_opt_called", "_versions")
 
 # Stands in a saved state for an option that is a function.
 _FUNCTION = "<function>"
@@ -191,16 +191,11 @@ class ScalarOptimizer(torch.optim.Optimizer, ABC):
         """
         check_closure(closure)
         trained = [p for _, p in self._trained()]
-        before = dict(self.progress)
+        before = self._snapshot()
         unmoved = self._follow(trained)
         home = self._read(trained)
-
-        def trial(point: Point) -> float:
-            _write(trained, point)
-            return self._evaluate(closure)
-
         try:
-            point, loss = self._run(home, trial, closure)
+            point, loss = self._run(home, closure)
             self.progress["steps"] += 1
             _write(trained, point)
             self._keep_wide(trained, point)
@@ -208,24 +203,37 @@ class ScalarOptimizer(torch.optim.Optimizer, ABC):
             self._versions = [p._version for p in trained]
         except BaseException:
             _write(trained, home)
-            self.progress = before
+            self._restore(before)
             self._versions = [p._version for p in trained] if unmoved else []
             raise
         return torch.tensor(loss, dtype=torch.float64)
 
-    def _run(self, home: Point, trial: Trial, closure: Closure) -> tuple[Point, float]:
-        """Do what a step does; a method that does not evaluate points one by one overrides it."""
-        return self._search(home, trial)
+    def _snapshot(self) -> Any:
+        """Return what :meth:`_restore` needs to undo a step, apart from the parameters."""
+        return dict(self.progress)
 
-    def _evaluate(self, closure: Closure) -> float:
-        """Return the loss of the parameters as they are; count it, and keep the best."""
+    def _restore(self, snapshot: Any) -> None:
+        """Go back to a snapshot."""
+        self.progress = snapshot
+
+    def _run(self, home: Point, closure: Closure) -> tuple[Point, float]:
+        """Do what a step does; a method that does not evaluate points one by one overrides it."""
+        return self._search(home, lambda point: self._try(point, closure))
+
+    def _place(self, point: Point) -> None:
+        """Put the parameters at a point."""
+        _write([p for _, p in self._trained()], point)
+
+    def _try(self, point: Point, closure: Closure) -> float:
+        """Return the loss of a point."""
+        self._place(point)
         loss = to_loss(call(closure))
-        self.progress["evaluations"] += 1
         self._note(loss, lambda: [p.detach().clone() for _, p in self._trained()])
         return loss
 
     def _note(self, loss: float, point: Callable[[], Point]) -> None:
-        """Keep a point if its loss is the best so far."""
+        """Count an evaluation, and keep its point, in the parameters' dtypes, if it is the best."""
+        self.progress["evaluations"] += 1
         if math.isfinite(loss) and loss < self.progress["best_loss"]:
             self.progress["best_loss"] = loss
             self.progress["best"] = point()
@@ -329,9 +337,16 @@ class ScalarOptimizer(torch.optim.Optimizer, ABC):
             for name in [n for n, value in group.items() if callable(value)]:
                 group[name] = _FUNCTION
         # A state that is held must not move on, though entries are replaced and never changed.
-        return {**state, "progress": copy.deepcopy(self.progress), "seed": self.seed}
+        progress = copy.deepcopy(self.progress)
+        return {**state, "progress": progress, "seed": self.seed, **self._others()}
 
-    @torch.no_grad()
+    def _others(self) -> dict[str, Any]:
+        """Return the states of other objects that belong to this one's, by name."""
+        return {}
+
+    def _load_others(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`_others`."""
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from :meth:`state_dict`, bit for bit if the parameters are restored as well.
 
@@ -345,23 +360,34 @@ class ScalarOptimizer(torch.optim.Optimizer, ABC):
                 f"state_dict must be a dict from {name}.state_dict, got {type(state_dict).__name__}"
             )
         progress, expected = state_dict.get("progress"), self._new_progress()
-        if not isinstance(progress, dict) or set(progress) != set(expected):
+        missing = [n for n in ("seed", *self._others()) if n not in state_dict]
+        if missing or not isinstance(progress, dict) or set(progress) != set(expected):
             got = sorted(progress) if isinstance(progress, dict) else sorted(state_dict)
+            also = f"; it lacks {missing}" if missing else ""
             raise ValueError(
-                f"state_dict must be one of {name}, with progress of {sorted(expected)}, got {got}"
+                f"state_dict must be one of {name}, with progress of {sorted(expected)}, got "
+                f"{got}{also}"
             )
-        trained = [p for _, p in self._trained()]
-        shapes = [list(p.shape) for p in trained]
+        shapes = [list(p.shape) for _, p in self._trained()]
         if progress["trained"] and progress["trained"]["shapes"] != shapes:
             raise ValueError(
                 f"state_dict must be of parameters of shapes {shapes}, got "
                 f"{progress['trained']['shapes']}"
             )
-        seed = check_seed(state_dict["seed"])
-        super().load_state_dict({**state_dict, "param_groups": self._with_functions(state_dict)})
-        self.seed = seed
-        devices = [p.device for p in trained]
-        self.progress = _placed(copy.deepcopy(progress), devices)
+        check_seed(state_dict["seed"])
+        before = self.state_dict()
+        try:
+            self._load(state_dict)
+        except BaseException:
+            self._load(before)
+            raise
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self._load_others(state)
+        super().load_state_dict({**state, "param_groups": self._with_functions(state)})
+        self.seed = state["seed"]
+        devices = [p.device for _, p in self._trained()]
+        self.progress = _placed(copy.deepcopy(state["progress"]), devices)
         self._versions = []
 
     def _with_functions(self, state_dict: dict[str, Any]) -> list[dict[str, Any]]:
@@ -377,9 +403,15 @@ class ScalarOptimizer(torch.optim.Optimizer, ABC):
                 group[name] = own[name]
         return groups
 
+    # ---- copies ------------------------------------------------------------------------------
+
     def __getstate__(self) -> dict[str, Any]:
         """Take along what this class and its subclasses hold, which torch's does not."""
-        kept = {k: v for k, v in self.__dict__.items() if not k.startswith(_LEFT_OUT)}
+        kept = {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in _LEFT_OUT and not name.startswith("_optimizer_")
+        }
         return {**kept, "_versions": []}
 
 
@@ -413,6 +445,14 @@ def check_options(group: dict[str, Any], *names: str) -> None:
         check_sampler(group["sampler"])
 
 
+def check_count(name: str, value: object, least: int = 1) -> int:
+    """Return ``value`` if it is an int of at least ``least``."""
+    count = as_int(name, value)
+    if count < least:
+        raise ValueError(f"{name} must be at least {least}, got {count}")
+    return count
+
+
 def check_flag(name: str, value: object) -> bool:
     """Return ``value`` if it is True or False."""
     if not isinstance(value, bool):
@@ -421,5 +461,5 @@ def check_flag(name: str, value: object) -> bool:
 
 
 def improves(loss: float, reference: float) -> bool:
-    """Whether a loss is finite and below a reference, which need not be finite."""
-    return math.isfinite(loss) and not loss >= reference
+    """Whether a loss is finite and below a reference; any is, if the reference is not finite."""
+    return math.isfinite(loss) and not (math.isfinite(reference) and loss >= reference)

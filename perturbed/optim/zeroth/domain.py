@@ -1,9 +1,11 @@
-"""Boxes in which elements are searched."""
+"""Boxes in which elements are searched, and the values on a grid in them."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
+
+from ..base import check_number
 
 
 def check_domain(domain: Any) -> tuple[float, float]:
@@ -20,3 +22,20 @@ def check_domain(domain: Any) -> tuple[float, float]:
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"domain must be finite with low < high, got {domain!r}")
     return low, high
+
+
+def grid_size(domain: tuple[float, float], spacing: float) -> int:
+    """Return how many values a grid has: low, low + spacing, ... and high, both ends included.
+
+    A spacing that divides the domain but for rounding does so: 0 to 0.3 by 0.1 has 4 values. One
+    that does not leaves a shorter last interval.
+    """
+    low, high = domain
+    intervals = (high - low) / check_number("the spacing of a grid", spacing, above=True)
+    return max(1, math.ceil(intervals - 1e-9 * max(1.0, intervals))) + 1
+
+
+def grid_value(domain: tuple[float, float], spacing: float, i: int) -> float:
+    """Return value i of a grid, from 0 to ``grid_size - 1``."""
+    low, high = domain
+    return high if i >= grid_size(domain, spacing) - 1 else low + i * spacing

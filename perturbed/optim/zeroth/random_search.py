@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from ...noise.state import as_int
-from .base import Point, ScalarOptimizer, Trial, check_flag, check_options, improves
+from .base import Point, ScalarOptimizer, Trial, check_count, check_flag, check_options, improves
 from .domain import check_domain
 from .samplers import Sampler, sample
 
@@ -134,9 +133,7 @@ class ShrinkingRandomSearch(ScalarOptimizer):
         seed: int | None = 0,
     ) -> None:
         """Check the arguments; nothing is evaluated yet."""
-        self.nsteps = None if nsteps is None else as_int("nsteps", nsteps)
-        if self.nsteps is not None and self.nsteps < 1:
-            raise ValueError(f"nsteps must be at least 1, got {nsteps}")
+        self.nsteps = None if nsteps is None else check_count("nsteps", nsteps)
         self.stochastic = check_flag("stochastic", stochastic)
         super().__init__(params, {"lr": lr, "sampler": sampler}, seed)
 
