@@ -54,8 +54,8 @@ $(EXTENSION): $(ENVIRONMENT) setup.py $(CSRC) $(FORCE)
 	$(PY) setup.py build_ext --inplace
 	@rm -f build/.extension-* && touch $@
 
-.PHONY: FORCE help build install demo demo-conv demo-control demo-lm demo-pso demo-rl test test-all \
-  test-cuda check-cuda check-link bench bench-docs gpu lint format clean
+.PHONY: FORCE help build install demo demo-conv demo-control demo-distributed demo-lm demo-pso demo-rl \
+  test test-all test-cuda check-cuda check-link bench bench-docs gpu lint format clean
 FORCE:
 
 help: ## this list
@@ -68,7 +68,8 @@ install: $(EXTENSION) ## make `import perturbed` work from any folder in .venv
 
 # Threads that sleep at a barrier instead of spinning: several times faster where others use the
 # machine too, a few per cent slower where nobody does.
-demo demo-conv demo-control demo-lm demo-pso demo-rl test test-all: export OMP_WAIT_POLICY ?= PASSIVE
+demo demo-conv demo-control demo-distributed demo-lm demo-pso demo-rl: export OMP_WAIT_POLICY ?= PASSIVE
+test test-all: export OMP_WAIT_POLICY ?= PASSIVE
 # Tests run file by file in a process per core, of one thread each; those about threads say so.
 test test-all: export OMP_NUM_THREADS ?= 1
 PARALLEL := -n auto --dist loadfile
@@ -81,6 +82,10 @@ demo-conv: $(EXTENSION) ## train a convolutional network on the number of its er
 
 demo-control: $(EXTENSION) ## balance a pole and swing up an acrobot, in seconds
 	PYTHONPATH=. $(PY) docs/examples/nes_control.py $(ARGS)
+
+demo-distributed: $(EXTENSION) ## augmented random search over two processes, by torchrun
+	PYTHONPATH=. $(PY) -m torch.distributed.run --standalone --nproc-per-node=2 \
+	  docs/examples/distributed_ars.py $(ARGS)
 
 demo-lm: $(EXTENSION) ## teach a small language model to write Python, by the parser's word
 	PYTHONPATH=. $(PY) docs/examples/es_finetune_lm.py $(ARGS)

@@ -15,6 +15,8 @@ from __future__ import annotations
 import datetime
 import math
 import os
+import secrets
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -42,7 +44,9 @@ def init(timeout: float = 300.0, backend: str | None = None) -> bool:
         Whether there is a group of processes now.
 
     Raises:
-        ValueError: a timeout that is not positive.
+        ValueError: a timeout that is not positive and finite.
+        TypeError: a timeout that is no number.
+        ProcessError: not all processes have come within the timeout.
     """
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
         raise TypeError(f"timeout must be a number of seconds, got {timeout!r}")
@@ -58,8 +62,60 @@ def init(timeout: float = 300.0, backend: str | None = None) -> bool:
         backend = "nccl" if enough else "gloo"
     if backend == "nccl":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
+    limit = datetime.timedelta(seconds=timeout)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        store = _fresh_store(rank, size, limit)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+    else:
+        dist.init_process_group(backend, timeout=limit)
     return True
+
+
+def _fresh_store(rank: int, size: int, limit: datetime.timedelta) -> Any:
+    """Return a part of torchrun's store that only the processes of this start use.
+
+    torchrun keeps one store over restarts, in which processes would find the addresses of those
+    that have died (pytorch #135712; still so in torch 2.13), and its count of restarts is not
+    the same on all machines. Hence rank 0 asks with a word of its own, the others answer with
+    theirs, and all go on when each has seen its word come back.
+    """
+    c10d: Any = dist  # torch's types do not know its stores
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    server = c10d.TCPStore(address, port, None, False, limit, False)
+    store = c10d.PrefixStore("perturbed", server)
+    end = time.monotonic() + limit.total_seconds()
+    own = secrets.token_hex(8)
+
+    def read(key: str) -> list[str]:
+        return store.get(key).decode().split() if store.check([key]) else []
+
+    def rest(missing: str) -> None:
+        if time.monotonic() > end:
+            raise ProcessError(
+                f"rank {rank} of {size} waited {limit.total_seconds():g} s for {missing} to start"
+            )
+        time.sleep(0.02)
+
+    if rank == 0:
+        store.set("question", own)
+        joined = [own]
+        for other in range(1, size):
+            while (answer := read(f"answer {other}"))[:1] != [own]:
+                rest(f"rank {other}")
+            joined.append(answer[1])
+        store.set("joined", " ".join(joined))
+        return c10d.PrefixStore(own, store)
+    answered: list[str] = []
+    while True:
+        question = read("question")
+        if question and question != answered:
+            store.set(f"answer {rank}", f"{question[0]} {own}")
+            answered = question
+        joined = read("joined")
+        if joined[:1] == answered and own in joined:
+            return c10d.PrefixStore(joined[0], store)
+        rest("rank 0 and all others")
 
 
 def is_first() -> bool:

@@ -158,6 +158,8 @@ class PopulationOptimizer(ABC):
         if self._agreed or processes is None:
             return
         own = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        state = self.state_dict()
+        state.pop("memory", None)  # what this process's share takes
         # What a person recognises comes first: a message shows the first differences alone.
         processes.agree(
             {
@@ -166,7 +168,7 @@ class PopulationOptimizer(ABC):
                 "torch": str(torch.__version__),
                 "directions of each process": self.evaluation.split.sizes,
                 **outline(own),
-                "state": outline(self.state_dict()),
+                "state": outline(state),
                 "model": outline(self._module().state_dict()),
             }
         )
