@@ -1,7 +1,9 @@
 """Optimizers that see losses only. One algorithm a file; ``shaping`` turns losses into weights."""
 
 from .ars import ARS
+from .chain import GradChain, UpdateToGrad, with_momentum
 from .clipup import ClipUp
+from .combine import AlternatingOpt, OptimizerAverage, RandomOpt, SequentialOpt
 from .groups import group_baseline, group_zscore
 from .minimize import Minimize
 from .nes import NES
@@ -55,6 +57,7 @@ __all__ = [
     "TOPOLOGIES",
     "VARIANTS",
     "Accelerated",
+    "AlternatingOpt",
     "BareBones",
     "ClipUp",
     "CompetitiveSwarm",
@@ -63,19 +66,24 @@ __all__ = [
     "EstimateQuality",
     "Flight",
     "FullyInformed",
+    "GradChain",
     "GridSearch",
     "Inertia",
     "Minimize",
+    "OptimizerAverage",
     "RandomBestGrad",
     "RandomGrad",
+    "RandomOpt",
     "RandomSearch",
     "RandomWalk",
     "ScalarOptimizer",
+    "SequentialOpt",
     "SequentialSearch",
     "ShrinkingRandomSearch",
     "SimulatedAnnealing",
     "Swarm",
     "ThresholdAccepting",
+    "UpdateToGrad",
     "Variant",
     "centered_rank",
     "estimate_quality",
@@ -85,5 +93,6 @@ __all__ = [
     "nes_utilities",
     "ring",
     "von_neumann",
+    "with_momentum",
     "zscore",
 ]
