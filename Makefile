@@ -54,7 +54,7 @@ $(EXTENSION): $(ENVIRONMENT) setup.py $(CSRC) $(FORCE)
 	$(PY) setup.py build_ext --inplace
 	@rm -f build/.extension-* && touch $@
 
-.PHONY: FORCE help build install demo demo-conv demo-control demo-distributed demo-lm demo-pso demo-rl \
+.PHONY: FORCE help build install demo demo-conv demo-control demo-distributed demo-hybrid demo-lm demo-pso demo-rl \
   test test-all test-cuda check-cuda check-link bench bench-docs gpu lint format clean
 FORCE:
 
@@ -68,7 +68,7 @@ install: $(EXTENSION) ## make `import perturbed` work from any folder in .venv
 
 # Threads that sleep at a barrier instead of spinning: several times faster where others use the
 # machine too, a few per cent slower where nobody does.
-demo demo-conv demo-control demo-distributed demo-lm demo-pso demo-rl: export OMP_WAIT_POLICY ?= PASSIVE
+demo demo-conv demo-control demo-distributed demo-hybrid demo-lm demo-pso demo-rl: export OMP_WAIT_POLICY ?= PASSIVE
 test test-all: export OMP_WAIT_POLICY ?= PASSIVE
 # Tests run file by file in a process per core, of one thread each; those about threads say so.
 test test-all: export OMP_NUM_THREADS ?= 1
@@ -86,6 +86,9 @@ demo-control: $(EXTENSION) ## balance a pole and swing up an acrobot, in seconds
 demo-distributed: $(EXTENSION) ## augmented random search over two processes, by torchrun
 	PYTHONPATH=. $(PY) -m torch.distributed.run --standalone --nproc-per-node=2 \
 	  docs/examples/distributed_ars.py $(ARGS)
+
+demo-hybrid: $(EXTENSION) ## train twelve networks by gradients that learn from each other
+	PYTHONPATH=. $(PY) docs/examples/hybrid_swarm.py $(ARGS)
 
 demo-lm: $(EXTENSION) ## teach a small language model to write Python, by the parser's word
 	PYTHONPATH=. $(PY) docs/examples/es_finetune_lm.py $(ARGS)

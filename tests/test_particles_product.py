@@ -10,6 +10,7 @@ import pytest
 import torch
 import zoo
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from perturbed.particles import Product, assign_, clone_from, product, rand, randn
 from perturbed.testing import devices
@@ -212,6 +213,41 @@ def test_particles_that_share_a_parameter():
     p = product(left)
     p *= right
     assert_values(left, {k: x[k] * y[k] for k in x})
+
+
+class Passes(TorchDispatchMode):
+    """Which list kernels run."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen.append(str(function).split(".")[1])
+        return function(*args, **(kwargs or {}))
+
+
+ONE = [
+    (lambda p, q, r: 0.7 * p + 0.3 * q, ["lerp"]),
+    (lambda p, q, r: p + 0.1 * (q - p), ["lerp"]),
+    (lambda p, q, r: 0.3 * q + 0.7 * p, ["lerp"]),
+    (lambda p, q, r: p - 0.1 * q, ["add"]),
+    (lambda p, q, r: 0.5 * p, ["mul"]),
+    (lambda p, q, r: 0.5 * p + q + 2 * r - 1, ["mul", "add", "add", "add"]),
+]
+
+
+@pytest.mark.parametrize(("write", "kernels"), ONE)
+def test_passes_over_memory(write, kernels):
+    p, q, r = (product(net(seed)) for seed in range(3))
+    value = write(p, q, r)
+    with Passes() as passes:
+        value.clone()
+    first, *rest = kernels
+    assert passes.seen == [f"_foreach_{first}", *(f"_foreach_{name}_" for name in rest)]
+    with Passes() as passes:
+        assign_(p, value)
+    assert passes.seen == [f"_foreach_{name}_" for name in kernels]
 
 
 # ---- when a value is computed ------------------------------------------------------------------
