@@ -1,6 +1,7 @@
 """Minimize: scipy's methods on losses whose minima are known."""
 
 import copy
+import math
 import pickle
 import subprocess
 import sys
@@ -479,6 +480,10 @@ def test_steps_go_on_from_where_the_last_ended():
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < 0.1 * losses[0]
     assert optimizer.steps == 6
+    with torch.no_grad():
+        parameters[0].add_(1)
+    optimizer.load_best()
+    assert math.log1p(loss().item()) == pytest.approx(losses[-1], rel=1e-12)
 
 
 def test_buffers_are_those_of_the_best_evaluation():

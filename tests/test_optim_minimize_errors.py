@@ -112,11 +112,15 @@ def test_nothing_to_train():
 @pytest.mark.parametrize(
     ("result", "error", "message"),
     [
-        (lambda p: None, TypeError, "closure must return the loss, a number .*, got None"),
-        (lambda p: p, ValueError, r"closure must return one loss, got a tensor of shape \(2,\)"),
-        (lambda p: p[:0], ValueError, r"closure must return one loss, got .* shape \(0,\)"),
+        (lambda p: None, TypeError, "closure must return the loss, got None"),
+        (lambda p: p, ValueError, r"closure must return one loss, .* got a tensor of shape \(2,\)"),
+        (lambda p: p[:0], ValueError, r"closure must return one loss, .* shape \(0,\)"),
         (lambda p: p.sum() * 1j, TypeError, "closure must return a real loss, got torch.complex64"),
-        (lambda p: "0.5", TypeError, "closure must return the loss, .*, got '0.5'"),
+        (
+            lambda p: "0.5",
+            TypeError,
+            "closure must return a real number or a 0-dim tensor, got str",
+        ),
     ],
 )
 def test_closures_that_return_no_loss(method, result, error, message):
@@ -128,7 +132,7 @@ def test_closures_that_return_no_loss(method, result, error, message):
 
 @pytest.mark.parametrize("closure", [None, 3.0])
 def test_step_needs_a_closure(closure):
-    with pytest.raises(TypeError, match="closure must be callable"):
+    with pytest.raises(TypeError, match="closure must be a function without arguments"):
         Minimize([parameter(2)]).step(closure)
 
 
@@ -142,14 +146,14 @@ def test_closures_without_a_gradient(method):
 
 
 @pytest.mark.parametrize(
-    ("method", "message"),
+    ("method", "error", "message"),
     [
-        ("Newton-CG", r"closure must return the loss without backward\(\)"),
-        ("trust-exact", r"closure must return the loss without backward\(\)"),
-        ("Nelder-Mead", r"closure must not call backward\(\)"),
+        ("Newton-CG", ValueError, r"closure must return the loss without backward\(\)"),
+        ("trust-exact", ValueError, r"closure must return the loss without backward\(\)"),
+        ("Nelder-Mead", RuntimeError, r"closure must not call backward\(\)"),
     ],
 )
-def test_closures_that_must_not_call_backward(method, message):
+def test_closures_that_must_not_call_backward(method, error, message):
     p = parameter(2)
 
     def closure():
@@ -157,7 +161,7 @@ def test_closures_that_must_not_call_backward(method, message):
         loss.backward()
         return loss
 
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(error, match=message):
         Minimize([p], method).step(closure)
     assert (p == 1).all()
     assert p.grad is None

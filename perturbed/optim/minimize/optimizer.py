@@ -14,6 +14,7 @@ from ... import _C
 from ...model import PerturbedModel
 from ...noise.state import as_int, check_seed
 from ..base import check_number
+from ..zeroth.closure import Closure, check_closure
 from .bounds import bound_vectors, check_names
 from .methods import check_limits, check_options, find_local, find_method, load_scipy
 from .population import Population, check_population
@@ -216,7 +217,7 @@ class Minimize(torch.optim.Optimizer):
 
     # ---- the run -------------------------------------------------------------------------------
 
-    def step(self, closure: Callable[[], Any]) -> Tensor:  # type: ignore[override]
+    def step(self, closure: Closure) -> Tensor:  # type: ignore[override]
         """Minimise the closure's loss from where the parameters are.
 
         If the closure or the callback raises, parameters, buffers and counters are as they were.
@@ -234,11 +235,12 @@ class Minimize(torch.optim.Optimizer):
 
         Raises:
             TypeError: no closure, or one that returns no real number.
-            ValueError: a closure that returns several numbers, or has no gradient though the method
-                needs one; a loss that is not finite where a local method starts.
+            ValueError: a closure that returns several numbers, has no gradient though the method
+                needs one, or calls ``backward`` though the method needs the Hessian; a loss that is
+                not finite where a local method starts.
+            RuntimeError: a closure that calls ``backward`` for a method that uses losses alone.
         """
-        if not callable(closure):
-            raise TypeError(f"closure must be callable, got {closure!r}")
+        check_closure(closure)
         optimize = load_scipy()
         lower, upper = self._check()
         derivatives = max(m.derivatives for m in (self._method, self._local) if m is not None)
@@ -289,15 +291,22 @@ class Minimize(torch.optim.Optimizer):
     # ---- what is kept --------------------------------------------------------------------------
 
     def best(self) -> list[Tensor]:
-        """Return copies of the parameters at ``best_loss``, in the order of the groups.
+        """Return a copy of the parameters that had ``best_loss``, in the order of the groups.
 
-        Those of the moment, for parameters that no step has trained.
+        Parameters that no step has trained are as they are.
         """
         return [
             self.state.get(p, {}).get("best", p).detach().clone()
             for group in self.param_groups
             for p in group["params"]
         ]
+
+    @torch.no_grad()
+    def load_best(self) -> None:
+        """Set the parameters to :meth:`best`."""
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        for parameter, best in zip(parameters, self.best(), strict=True):
+            parameter.copy_(best)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs beside the model's parameters: numbers and tensors."""
@@ -319,8 +328,5 @@ class Minimize(torch.optim.Optimizer):
         self.seed = check_seed(state_dict["seed"])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles have all of it; torch's own hand on the groups alone."""
-        hooks = [
-            name for name in self.__dict__ if "hook" in name or name == "_zero_grad_profile_name"
-        ]
-        return {name: value for name, value in self.__dict__.items() if name not in hooks}
+        """Take along what this class holds, which torch's does not; its hooks stay behind."""
+        return {k: v for k, v in self.__dict__.items() if not k.startswith("_optimizer_")}

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..zeroth.closure import call, to_loss
+
 ROWS = 64  # of a Hessian in one backward; more is no faster and takes memory
 
 HOW = (
@@ -162,16 +164,9 @@ class Problem:
         self.restore_buffers()
         for parameter in self.parameters:
             parameter.grad = None  # what is there afterwards is the closure's
-        try:
-            with torch.set_grad_enabled(self.derivatives > 0):
-                result = self.closure()
-        except RuntimeError as error:
-            if self.derivatives == 0 and "does not require grad" in str(error):
-                raise ValueError(
-                    "closure must not call backward() with a method that needs no gradient"
-                ) from error
-            raise
-        self._loss = scalar_loss(result)
+        with torch.set_grad_enabled(self.derivatives > 0):
+            result = call(self.closure)
+        self._loss = to_loss(result)
         self._evaluated = True
         self.evaluations += 1
         finite = math.isfinite(self._loss)
@@ -286,31 +281,6 @@ class Problem:
         eps = max(torch.finfo(p.dtype).eps for p in self.parameters)
         floor = max(eps ** (2 / 3) * sizes.max(initial=0.0), np.finfo(np.float64).tiny ** 0.5)
         return (vectors * np.maximum(sizes, floor)) @ vectors.T
-
-
-def scalar_loss(result: Any) -> float:
-    """Return what a closure returned as a number; NaN and infinity are numbers.
-
-    Raises:
-        TypeError: no real number.
-        ValueError: a tensor of several elements, or of none.
-    """
-    if isinstance(result, Tensor):
-        if result.numel() != 1:
-            raise ValueError(
-                f"closure must return one loss, got a tensor of shape {tuple(result.shape)}"
-            )
-        if result.is_complex():
-            raise TypeError(f"closure must return a real loss, got {result.dtype}")
-        return float(result.detach())
-    try:
-        if isinstance(result, (str, bytes, complex)):
-            raise TypeError
-        return float(result)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"closure must return the loss, a number or a 0-dim tensor, got {result!r}"
-        ) from None
 
 
 def _finite(vector: np.ndarray) -> np.ndarray:
