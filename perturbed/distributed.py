@@ -17,7 +17,7 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .description import differences
+
+# Elements of an exchange of many, at most: enough for full bandwidth, few beside a model.
+BLOCK_ELEMENTS = 1 << 24
 
 
 class ProcessError(RuntimeError):
@@ -163,17 +166,28 @@ class Processes:
         return joined.to(part.device)
 
     def add_up(self, tensors: Iterable[Tensor]) -> None:
-        """Replace each tensor by its sum over the processes, in one exchange a dtype."""
+        """Replace each tensor by its sum over the processes.
+
+        They travel in blocks of bounded size, and what has fewer bits than float32 as float32, in
+        which it is added.
+        """
         of_dtype: dict[torch.dtype, list[Tensor]] = {}
         for tensor in tensors:
             of_dtype.setdefault(tensor.dtype, []).append(tensor)
-        for some in of_dtype.values():
-            flat = self._to_wire(torch.cat([t.reshape(-1) for t in some]))
-            self._exchange("adding up tensors", dist.all_reduce, flat, group=self.group)
-            self.bytes += flat.nbytes
-            parts = flat.to(some[0].device).split([t.numel() for t in some])
-            for tensor, part in zip(some, parts, strict=True):
-                tensor.copy_(part.view_as(tensor))
+        for dtype, some in of_dtype.items():
+            flats = [tensor.reshape(-1) for tensor in some]
+            narrow = dtype.is_floating_point and dtype.itemsize < 4
+            for block in _blocks(flats, BLOCK_ELEMENTS):
+                joined = torch.cat(block)
+                wire = self._to_wire(joined.float() if narrow else joined)
+                self._exchange("adding up tensors", dist.all_reduce, wire, group=self.group)
+                self.bytes += wire.nbytes
+                sums = wire.to(joined.device).split([part.numel() for part in block])
+                for part, total in zip(block, sums, strict=True):
+                    part.copy_(total)
+            for tensor, flat in zip(some, flats, strict=True):
+                if not tensor.is_contiguous():  # flat is a copy
+                    tensor.copy_(flat.view_as(tensor))
 
     def maximum(self, values: Tensor) -> Tensor:
         """Return the largest of the processes' numbers, element by element."""
@@ -217,3 +231,20 @@ class Processes:
                 f"{what} failed on rank {self.rank} of {self.size}: another process has died or "
                 f"does not answer; start again from the last checkpoint ({first_line})"
             ) from error
+
+
+def _blocks(flats: list[Tensor], size: int) -> Iterator[list[Tensor]]:
+    """Cut vectors into lists of pieces with ``size`` elements in all, in order."""
+    block: list[Tensor] = []
+    room = size
+    for flat in flats:
+        start = 0
+        while start < flat.numel():
+            piece = flat[start : start + room]
+            block.append(piece)
+            start, room = start + piece.numel(), room - piece.numel()
+            if room == 0:
+                yield block
+                block, room = [], size
+    if block:
+        yield block

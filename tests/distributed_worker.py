@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import perturbed
-from perturbed import ARS, NES, PGPE, PSO, SNES, PerturbedModel
+from perturbed import ARS, NES, PGPE, PSO, SNES, PerturbedModel, distributed
 from perturbed.checkpoint import Checkpoints
 from perturbed.distributed import ProcessError, init
 from perturbed.rl import ObservationNorm, Pendulum, rollout
@@ -213,7 +213,29 @@ def train(folder: Path) -> dict[str, Any]:
         if begun.exists():
             results[f"{name} resumed"] = EXACT[name]().run(STEPS // 2, STEPS, begun)
         EXACT[name]().run(0, STEPS // 2, folder / str(size) / name)
+    if joined:
+        results["sums"] = add_up(torch.distributed.get_rank())
     return results
+
+
+def summands(rank: int) -> list[torch.Tensor]:
+    """Tensors of many kinds and sizes: of several blocks, narrow, transposed, integers, empty."""
+    generator = torch.Generator().manual_seed(rank)
+    wide = torch.randn(3, 5, generator=generator)
+    narrow = torch.randn(4, generator=generator).bfloat16()
+    turned = torch.randn(2, 6, generator=generator, dtype=torch.float64).t()
+    return [wide, narrow, turned, torch.arange(9) * (rank + 1), torch.zeros(0)]
+
+
+def add_up(rank: int) -> list[torch.Tensor]:
+    """Add the tensors of all processes up, a few elements at a time."""
+    tensors, elements = summands(rank), distributed.BLOCK_ELEMENTS
+    distributed.BLOCK_ELEMENTS = 7
+    try:
+        distributed.Processes().add_up(tensors)
+    finally:
+        distributed.BLOCK_ELEMENTS = elements
+    return tensors
 
 
 def caught(function: Callable[[], Any], kind: type[BaseException]) -> str:

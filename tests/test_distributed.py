@@ -123,6 +123,17 @@ def test_shapes_and_sums_of_others_differ_in_rounding_alone(trained, name, size)
         same(found[name], trained[size][0][name])  # all processes have the same bits
 
 
+@pytest.mark.parametrize("size", [2, 4])
+def test_tensors_are_added_up_in_blocks(trained, size):
+    parts = [worker.summands(rank) for rank in range(size)]
+    for rank in range(size):
+        for i, total in enumerate(trained[size][rank]["sums"]):
+            wide = torch.float32 if total.dtype == torch.bfloat16 else total.dtype
+            expected = sum(part[i].to(wide) for part in parts)
+            torch.testing.assert_close(total, expected.to(total.dtype))
+            assert torch.equal(total, trained[size][0]["sums"][i])
+
+
 @pytest.mark.parametrize(("size", "before"), [(2, 4), (1, 2)])
 @pytest.mark.parametrize("name", worker.RESUMED)
 def test_a_run_goes_on_exactly_with_another_number_of_processes(trained, name, size, before):
