@@ -4,9 +4,12 @@ from .ars import ARS
 from .chain import GradChain, UpdateToGrad, with_momentum
 from .clipup import ClipUp
 from .combine import AlternatingOpt, OptimizerAverage, RandomOpt, SequentialOpt
+from .crossover import CROSSOVERS
 from .groups import group_baseline, group_zscore
 from .minimize import Minimize
 from .nes import NES
+from .opt_members import SignGrad
+from .opt_swarm import SwarmOfOptimizers
 from .pgpe import PGPE
 from .pso import (
     PSO,
@@ -46,6 +49,7 @@ from .zeroth import (
 
 __all__ = [
     "ARS",
+    "CROSSOVERS",
     "NES",
     "PGPE",
     "PSO",
@@ -80,8 +84,10 @@ __all__ = [
     "SequentialOpt",
     "SequentialSearch",
     "ShrinkingRandomSearch",
+    "SignGrad",
     "SimulatedAnnealing",
     "Swarm",
+    "SwarmOfOptimizers",
     "ThresholdAccepting",
     "UpdateToGrad",
     "Variant",
