@@ -291,3 +291,35 @@ def test_the_process_stays_below_the_limit():
     assert whole > 10 * limit
     assert taken < limit + slack
     assert 32 <= chunk <= 64
+
+
+@pytest.mark.parametrize("optimizer", [perturbed.SNES, perturbed.PGPE, perturbed.PSO])
+def test_a_resumed_swarm_has_the_same_forwards(optimizer):
+    def make():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 4))
+        pm = PerturbedModel(perturbed.convert(net, 48, perturbed.Explicit()), 48)
+        return pm, optimizer(pm, max_memory="100 KB")
+
+    def train(pm, swarm, steps):
+        x, shown = torch.ones(5, 16), []
+
+        def loss():
+            shown.append(pm.directions)
+            return pm(pm.replicate(x)).square().mean(1)
+
+        for _ in range(steps):
+            swarm.step(loss)
+        return shown
+
+    pm, swarm = make()
+    train(pm, swarm, 3)
+    state = copy.deepcopy((pm.model.state_dict(), swarm.state_dict()))
+    again, resumed = make()
+    again.model.load_state_dict(state[0])
+    resumed.load_state_dict(state[1])
+    shown = train(pm, swarm, 2)
+    assert 2 < max(shown) < 48  # the first forwards have 2: what was learnt matters
+    assert train(again, resumed, 2) == shown
+    for one, other in zip(pm.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, other)

@@ -470,3 +470,13 @@ def test_a_state_of_another_model_is_refused(kind):
     with pytest.raises(ValueError, match=r"state\['std'\] must have shape \(6,\), got \(15,\)"):
         other.load_state_dict(search.state_dict())
     assert other.steps == 0
+
+
+@pytest.mark.parametrize("kind", [SNES, PGPE])
+def test_messages_name_the_argument_members(kind):
+    with pytest.raises(ValueError, match=r"^members must be given for a plain module"):
+        kind(nn.Linear(2, 1))
+    with pytest.raises(ValueError, match=r"^members must be at least 1, got 0"):
+        kind(nn.Linear(2, 1), members=0)
+    with pytest.raises(TypeError, match=r"^members must be an int"):
+        kind(nn.Linear(2, 1), members=2.0)

@@ -481,3 +481,22 @@ def test_load_state_dict_refuses_what_is_no_state():
         nes.load_state_dict([])
     with pytest.raises(ValueError, match="state must have the entries"):
         nes.load_state_dict({"optimizer": {}})
+
+
+@pytest.mark.parametrize("part", ["stats", "noise", "optimizer"])
+def test_a_state_with_a_damaged_part_is_refused_and_changes_nothing(part):
+    _, nes = make()
+    before, state = copy.deepcopy(nes.state_dict()), copy.deepcopy(nes.state_dict())
+    state["stats"]["steps"] = state["noise"]["generation"] = 7
+    for damaged in (
+        *({n: v for n, v in state[part].items() if n != lost} for lost in state[part]),
+        {},
+    ):
+        with pytest.raises(ValueError, match=rf"state\['{part}'\] must have the entries"):
+            nes.load_state_dict({**state, part: damaged})
+        assert nes.state_dict() == before
+    with pytest.raises(TypeError, match=rf"state\['{part}'\] must be a dict, got NoneType"):
+        nes.load_state_dict({**state, part: None})
+    with pytest.raises(ValueError, match="estimate must be one of"):
+        nes.load_state_dict({**state, "estimate": "x"})
+    assert nes.state_dict() == before

@@ -212,7 +212,12 @@ class PopulationOptimizer(ABC):
         Plain numbers and tensors, which ``torch.load(weights_only=True)`` takes. A learning-rate
         scheduler has a ``state_dict`` of its own.
         """
-        return {**self._state(), "asked": self._asked, "stats": self.stats}
+        return {
+            **self._state(),
+            "memory": self.evaluation.memory_state(),
+            "asked": self._asked,
+            "stats": self.stats,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state_dict`, bit for bit if the parameters are restored as well.
@@ -226,10 +231,17 @@ class PopulationOptimizer(ABC):
             raise TypeError(
                 f"state must be a dict from {name}.state_dict, got {type(state).__name__}"
             )
-        expected = {*self._state(), "asked", "stats"}
-        if set(state) != expected:
-            raise ValueError(f"state must have the entries {sorted(expected)}, got {sorted(state)}")
+        own = self.state_dict()
+        if set(state) != set(own):
+            raise ValueError(f"state must have the entries {sorted(own)}, got {sorted(state)}")
+        for part in ("stats", "noise", "optimizer"):
+            if part in own and not isinstance(state[part], dict):
+                raise TypeError(f"state[{part!r}] must be a dict, got {type(state[part]).__name__}")
+            missing = set(own.get(part, ())) - set(state.get(part, ()))
+            if missing:
+                raise ValueError(f"state[{part!r}] must have the entries {sorted(missing)}")
         self._load_state(state)
+        self.evaluation.load_memory_state(state["memory"])
         self._agreed = False
         self._asked = bool(state["asked"])
         stats = state["stats"]

@@ -75,7 +75,7 @@ class SeparableSearch(PopulationOptimizer):
         super().__init__(maximize)
         if not isinstance(mirrored, bool):
             raise TypeError(f"mirrored must be True or False, got {mirrored!r}")
-        self.swarm = Swarm(model, members, chunk, max_memory, distributed)
+        self.swarm = Swarm(model, members, chunk, max_memory, distributed, "members")
         self.evaluation = self.swarm.evaluation
         self.mirrored = mirrored
         if mirrored and self.swarm.particles % 2 == 1:

@@ -19,6 +19,12 @@ from .share import Share
 ESTIMATES = ("full", "sharded", "auto")
 
 
+def check_estimate(estimate: object) -> None:
+    """Refuse what is no way to the estimate."""
+    if estimate not in ESTIMATES:
+        raise ValueError(f"estimate must be one of {ESTIMATES}, got {estimate!r}")
+
+
 class Evaluation(Share):
     """Scores a population in forwards of bounded size, and its share of one in each process.
 
@@ -53,8 +59,7 @@ class Evaluation(Share):
         """Cut the population; from now on the model shows this process's share of it."""
         if chunk is not None and max_memory is not None:
             raise ValueError("chunk and max_memory must not both be given: each decides the other")
-        if estimate not in ESTIMATES:
-            raise ValueError(f"estimate must be one of {ESTIMATES}, got {estimate!r}")
+        check_estimate(estimate)
         self.pm = pm
         limit = None if max_memory is None else to_bytes("max_memory", max_memory)
         super().__init__(pm.population, chunk, distributed)

@@ -49,6 +49,13 @@ class Share:
             return members
         return self.processes.gather(members, self.split.sizes)
 
+    def memory_state(self) -> dict[str, int]:
+        """Return what has been learnt of memory: nothing where members are scored one by one."""
+        return {}
+
+    def load_memory_state(self, state: dict[str, int]) -> None:
+        """Go on from :meth:`memory_state`."""
+
 
 def _processes(distributed: torch.distributed.ProcessGroup | bool | None) -> Processes | None:
     """Return those that share the population; None if there are no others."""

@@ -14,7 +14,7 @@ from ..distributed import Processes
 from ..model import PerturbedModel
 from ..noise.state import as_int
 from .base import PopulationOptimizer, check_model, member_values
-from .evaluation import Evaluation
+from .evaluation import Evaluation, check_estimate
 
 
 @runtime_checkable
@@ -210,17 +210,16 @@ class EvolutionStrategy(PopulationOptimizer):
             "optimizer": self.optimizer.state_dict(),
             "noise": self.pm.get_extra_state(),
             "estimate": self.evaluation.estimate,
-            "memory": self.evaluation.memory_state(),
         }
         if self.normalizer is not None:
             state["normalizer"] = self._normalizer_state()
         return state
 
     def _load_state(self, state: dict[str, Any]) -> None:
+        check_estimate(state["estimate"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.pm.set_extra_state(state["noise"])
         self.evaluation.estimate = state["estimate"]
-        self.evaluation.load_memory_state(state["memory"])
         if self.normalizer is not None:
             self.normalizer.load_state_dict(state["normalizer"])
             if isinstance(self.normalizer, Held):
@@ -243,6 +242,6 @@ def check_optimizer(optimizer: object, parameters: Sequence[nn.Parameter]) -> to
     if not any(id(p) in held for p in parameters):
         raise ValueError(
             "optimizer must hold parameters that the model perturbs, got none of them; make it "
-            "from the parameters of the converted model"
+            "from the parameters of the model"
         )
     return optimizer

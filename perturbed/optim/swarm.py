@@ -38,6 +38,7 @@ class Swarm:
         distributed: whether to share the particles with other processes, each scoring its part of
             them: a process group of torch.distributed, True or None for the default group (None: if
             there is one), False for no. Every process holds and moves all of them.
+        called: name of the particles in messages, as the optimizer has it.
 
     Attributes:
         module: the plain model; for a PerturbedModel, its base model.
@@ -70,21 +71,22 @@ class Swarm:
         chunk: int | None = None,
         max_memory: int | float | str | None = None,
         distributed: torch.distributed.ProcessGroup | bool | None = None,
+        called: str = "particles",
     ) -> None:
         """Find the parameters; every particle starts where the model is."""
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
         self.pm = model if isinstance(model, PerturbedModel) else None
         if self.pm is not None:
-            particles = _check_population(self.pm, particles)
+            particles = _check_population(self.pm, particles, called)
             self.module = self.pm.model
         else:
             self.module = model
             if particles is None:
-                raise ValueError("particles must be given for a plain module, got None")
-        count = as_int("particles", particles)
+                raise ValueError(f"{called} must be given for a plain module, got None")
+        count = as_int(called, particles)
         if count < 1:
-            raise ValueError(f"particles must be at least 1, got {count}")
+            raise ValueError(f"{called} must be at least 1, got {count}")
         self.parameters = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
         _check_parameters(self.parameters)
         self.evaluation: Share
@@ -235,16 +237,16 @@ class Swarm:
         return values
 
 
-def _check_population(pm: PerturbedModel, particles: int | None) -> int:
+def _check_population(pm: PerturbedModel, particles: int | None, called: str) -> int:
     """Return the directions of a model whose every trainable parameter is a member's own."""
     if not pm.state.absolute:
         raise ValueError(
             "the layers of a swarm's model must have noise=Explicit(): make it with "
             "perturbed.convert(net, particles, perturbed.Explicit())"
         )
-    if particles is not None and as_int("particles", particles) != pm.population:
+    if particles is not None and as_int(called, particles) != pm.population:
         raise ValueError(
-            f"particles must be the model's directions, {pm.population}, or None, got {particles}"
+            f"{called} must be the model's directions, {pm.population}, or None, got {particles}"
         )
     own = {id(p) for p, _ in pm._perturbed().values()}
     named = pm.model.named_parameters()

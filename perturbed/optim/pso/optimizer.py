@@ -423,7 +423,7 @@ def _resolve(variant: str | Variant, options: dict[str, Any]) -> Variant:
     takes = {"constriction": ("c1", "c2"), "inertia": ("weight", "c1", "c2")}.get(variant, ())
     if not set(given) <= set(takes):
         raise ValueError(
-            f"{', '.join(shown)} are options of constriction (c1, c2) and inertia, not all of "
-            f"{variant}"
+            "c1 and c2 are options of the variants constriction and inertia, inertia is one of "
+            f"inertia alone; {variant} got {', '.join(shown)}"
         )
     return VARIANTS[variant](**given)
