@@ -23,6 +23,7 @@ from bench import (
     report,
     rl,
     variance,
+    zeroth,
 )
 from bench.common import Options, Result, machine
 from bench.variance import Cosine
@@ -40,8 +41,10 @@ SUITES: dict[str, Callable[[Options], tuple[list, list[str]]]] = {
     "rl": rl.run,
     "distributed": distributed.run,
     "variance": variance.run,
+    "zeroth": zeroth.run,
 }
-DEFAULT = [name for name in SUITES if name != "variance"]  # the suites that measure time
+# The suites that measure time, of what comes with the extra `bench`.
+DEFAULT = [name for name in SUITES if name not in ("variance", "zeroth")]
 VIEWS = ("forward", "step", "update", "optimizer", "strong", "weak")
 
 
@@ -81,6 +84,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the times (png, svg, pdf)")
     parser.add_argument(
         "--plot-variance", type=Path, metavar="FILE", help="draw the cosines of suite variance"
+    )
+    parser.add_argument(
+        "--plot-losses", type=Path, metavar="FILE", help="draw the losses of suite zeroth"
     )
     options = parser.parse_args(argv)
     if "all" in options.suites:
@@ -127,6 +133,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         report.write_plot(chosen.plot, results, facts)
     if chosen.plot_variance and cosines:
         report.write_variance_plot(chosen.plot_variance, cosines, facts)
+    searches = [result for result in results if result.suite == "zeroth"]
+    if chosen.plot_losses and searches:
+        zeroth.write_plot(chosen.plot_losses, searches, facts)
     progress("done")
 
 

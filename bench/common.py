@@ -108,6 +108,7 @@ class Result:
         policy_share: of the time, suite ``rl``; NaN elsewhere.
         sharing: suite ``distributed``; None elsewhere.
         peak_bytes: memory taken at the peak, suite ``memory``; NaN elsewhere.
+        best_loss: lowest that a search saw, suite ``zeroth``; NaN elsewhere.
     """
 
     suite: str
@@ -125,6 +126,7 @@ class Result:
     policy_share: float = float("nan")
     sharing: Sharing | None = None
     peak_bytes: float = float("nan")
+    best_loss: float = float("nan")
 
 
 class Clock:

@@ -60,6 +60,9 @@ def _columns(suite: str, members: Sequence[Result]) -> dict[str, Callable[[Resul
     if suite == "rl":
         columns["env steps/s"] = lambda r: f"{r.steps_per_s:,.0f}"
         columns["policy's share"] = lambda r: f"{r.policy_share:.0%}"
+    if suite == "zeroth":
+        columns["evaluations/s"] = lambda r: f"{1 / r.median_s:,.0f}"
+        return columns | {"loss": lambda r: f"{r.best_loss:.4g}"}
     if suite == "memory":
         return columns | {"peak memory": lambda r: size(int(r.peak_bytes))}
     columns["noise held"] = lambda r: size(r.noise_bytes)

@@ -145,6 +145,31 @@ def clipup(seed: int = 0) -> Run:
     return Run(step, net=net, optimizer=optimizer, scheduler=scheduler)
 
 
+def walk(seed: int = 0) -> Run:
+    """A search with one loss, of a plain network."""
+    net = network(seed)
+    search = perturbed.optim.RandomWalk(net.parameters(), 0.05, order=2, best_of=2, seed=seed)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(search, 0.9)
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(7))
+
+    def step() -> Tensor:
+        mean = search.step(lambda: loss(net, x).mean())
+        scheduler.step()
+        return mean
+
+    return Run(step, net=net, search=search, scheduler=scheduler)
+
+
+def spsa(seed: int = 0) -> Run:
+    """A search with one loss whose candidates are one forward, and an optimizer in it."""
+    net = perturbed.convert(network(seed), D, perturbed.Dense("rademacher"))
+    pm = PerturbedModel(net, D, True, seed=seed)
+    inner = torch.optim.Adam(net.parameters(), lr=0.05)
+    search = perturbed.optim.SPSA(pm, opt=inner)
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(7))
+    return Run(lambda: search.step(lambda: loss(pm, pm.replicate(x))), net=net, search=search)
+
+
 # Everything that trains, by name: seed -> run.
 TRAINERS: dict[str, Callable[[int], Run]] = {
     "nes": nes,
@@ -157,6 +182,8 @@ TRAINERS: dict[str, Callable[[int], Run]] = {
     "snes": lambda seed: members("SNES", seed),
     "pgpe": lambda seed: members("PGPE", seed),
     "clipup": clipup,
+    "random-walk": walk,
+    "spsa": spsa,
     **{
         f"pso-{variant}": lambda seed, variant=variant: members("PSO", seed, variant=variant)
         for variant in VARIANTS
