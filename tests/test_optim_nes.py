@@ -500,3 +500,36 @@ def test_a_state_with_a_damaged_part_is_refused_and_changes_nothing(part):
     with pytest.raises(ValueError, match="estimate must be one of"):
         nes.load_state_dict({**state, "estimate": "x"})
     assert nes.state_dict() == before
+
+
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_a_closure_that_draws_noise_is_refused(chunk):
+    pm, nes = make(chunk=chunk)
+    before, x = snapshot(pm), torch.ones(1, 4)
+
+    def draws():
+        pm.set_noise()
+        return pm(pm.replicate(x)).sum(1)
+
+    with pytest.raises(ValueError, match="closure must score the noise that the step has drawn"):
+        nes.step(draws)
+    assert unchanged(pm, before)
+    assert nes.steps == 0
+    other_pm, other = make(chunk=chunk)
+    for model, optimizer in ((pm, nes), (other_pm, other)):
+        optimizer.step(lambda model=model: model(model.replicate(x)).sum(1))
+    assert torch.equal(pm.model.weight, other_pm.model.weight)
+
+
+def test_a_parameter_that_is_frozen_on_the_way_stays():
+    pm, nes = make()
+    x = torch.ones(1, 4)
+    nes.step(lambda: pm(pm.replicate(x)).sum(1))  # leaves a gradient
+    pm.model.bias.requires_grad_(False)
+    weight, bias = snapshot(pm)
+    nes.step(lambda: pm(pm.replicate(x)).sum(1))
+    assert torch.equal(pm.model.bias, bias)
+    assert not torch.equal(pm.model.weight, weight)
+    pm.model.bias.requires_grad_(True)
+    nes.step(lambda: pm(pm.replicate(x)).sum(1))
+    assert not torch.equal(pm.model.bias, bias)

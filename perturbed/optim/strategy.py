@@ -181,7 +181,14 @@ class EvolutionStrategy(PopulationOptimizer):
         return self.evaluation.windows()
 
     def _score(self, closure: Callable[..., Any]) -> Any:
-        return self.evaluation.score(closure, self._parameters()[0].device)
+        draw = self.pm.get_extra_state()
+        values = self.evaluation.score(closure, self._parameters()[0].device)
+        if self.pm.get_extra_state() != draw:
+            raise ValueError(
+                "closure must score the noise that the step has drawn, but it drew other noise: "
+                "it needs no pm.set_noise(), set_seed() or set_noise_scale()"
+            )
+        return values
 
     def _members(self, values: Any) -> Tensor:
         self._check_sigma(self.pm.sigma)
@@ -192,6 +199,10 @@ class EvolutionStrategy(PopulationOptimizer):
         if isinstance(self.normalizer, Held):
             self.normalizer.release(self.evaluation.processes)
         self._estimate(losses)
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if not parameter.requires_grad:  # frozen since: its last gradient is still there
+                    parameter.grad = None
         self.optimizer.step()
 
     @staticmethod
