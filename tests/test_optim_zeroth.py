@@ -15,6 +15,8 @@ from perturbed.optim import RandomSearch
 from perturbed.testing import devices
 
 every = pytest.mark.parametrize("name", METHODS)
+# For what the base does alone: no moves, several, and an optimizer inside.
+some = pytest.mark.parametrize("name", ["random", "sequential", "walk-order-2", "average-grad"])
 
 
 def values(points):
@@ -48,7 +50,7 @@ def test_gradients_are_not_recorded_and_the_global_generator_stays(name):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@every
+@some
 @pytest.mark.parametrize("kind", [lambda x: x.float(), lambda x: x.item(), lambda x: x[None]])
 def test_losses_may_have_any_form(name, kind):
     a, b = parameters(), parameters()
@@ -58,7 +60,7 @@ def test_losses_may_have_any_form(name, kind):
     assert one.evaluations == other.evaluations
 
 
-@every
+@some
 @pytest.mark.parametrize(
     ("value", "error", "message"),
     [
@@ -109,7 +111,7 @@ def test_a_closure_that_fails_at_any_call_changes_nothing(name):
     assert run(optimizer, points, 3) == run(other, twin, 3)
 
 
-@every
+@some
 def test_backward_in_the_closure_is_refused_by_name(name):
     points = parameters()
 
@@ -122,7 +124,7 @@ def test_backward_in_the_closure_is_refused_by_name(name):
         make(name, points).step(closure)
 
 
-@every
+@some
 def test_a_closure_is_needed(name):
     with pytest.raises(TypeError, match="closure must be a function"):
         make(name, parameters()).step(None)
@@ -169,7 +171,7 @@ def test_nothing_but_nan_is_no_best(name):
 
 
 @every
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_the_best_point_evaluates_to_its_loss(name, dtype):
     points = parameters(dtype)
     optimizer = make(name, points)
@@ -224,7 +226,7 @@ def test_learning_rate_schedulers_attach(name):
     copy.deepcopy(optimizer)  # the wrapper that the scheduler put around step is left behind
 
 
-@every
+@some
 def test_frozen_alone_are_refused(name):
     points = [p.requires_grad_(False) for p in parameters()]
     with pytest.raises(ValueError, match="all are frozen"):
@@ -254,7 +256,7 @@ def test_freezing_and_groups_on_the_way(name):
     assert optimizer.progress["steps"] == 45
 
 
-@every
+@some
 def test_complex_parameters_are_refused(name):
     with pytest.raises(TypeError, match="params must be real"):
         make(name, [nn.Parameter(torch.ones(2, dtype=torch.complex64))])
@@ -319,7 +321,7 @@ def test_copies_go_on_alone(name, clone):
     assert all(a is not b for a, b in zip(theirs, points, strict=True))
 
 
-@every
+@some
 def test_states_that_do_not_fit_change_nothing(name):
     points = parameters()
     optimizer = make(name, points)
