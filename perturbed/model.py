@@ -24,6 +24,9 @@ from .noise.explicit import check_members
 from .noise.state import NoiseState, as_int, check_seed
 from .replicate import Replicated, replicate_rows
 
+# Parameter by id, the layer that uses it first, and its name there.
+Uses = dict[int, tuple[nn.Parameter, tuple[PerturbedLayer, str]]]
+
 
 class PerturbedModel(nn.Module):
     """Evaluate a population of perturbed copies of ``model`` in one forward.
@@ -74,6 +77,7 @@ class PerturbedModel(nn.Module):
     """
 
     model: nn.Module
+    _found: Uses | None = None  # what _perturbed() returned last
 
     def __init__(
         self,
@@ -91,7 +95,12 @@ class PerturbedModel(nn.Module):
             raise ValueError("model must not contain a PerturbedModel; pass its .model")
         self.state = NoiseState(directions, antithetic, sigma, seed)
         self.model = model
+        self._attach()
+
+    def _attach(self) -> None:
+        """Look at the model anew: which parameters are perturbed, and what they draw from."""
         attach(self.model, self.state)
+        self._found = None
 
     def layers(self) -> Iterator[PerturbedLayer]:
         """Iterate over the perturbed layers, in the order of ``model.modules()``."""
@@ -241,7 +250,7 @@ class PerturbedModel(nn.Module):
             raise RuntimeError(
                 "the members of this model are not drawn; give them to set_members()"
             )
-        attach(self.model, self.state)
+        self._attach()
         self.state.next_generation(sigma)
         self._make_tensors()
 
@@ -313,7 +322,7 @@ class PerturbedModel(nn.Module):
                     f"tensors[{name!r}] must be contiguous in every member, got strides "
                     f"{members[name].stride()} for shape {tuple(members[name].shape)}"
                 ) from None
-        attach(self.model, self.state)
+        self._attach()
         explicit = {
             layer.perturbed_parameters()[key][1]: matrix
             for (layer, key), matrix in matrices.items()
@@ -382,12 +391,19 @@ class PerturbedModel(nn.Module):
 
     # ---- the estimate --------------------------------------------------------------------------
 
-    def _perturbed(self) -> dict[int, tuple[nn.Parameter, tuple[PerturbedLayer, str]]]:
+    def _perturbed(self) -> Uses:
         """Each perturbed parameter once: id -> (parameter, (layer, name of its first use))."""
-        found: dict[int, tuple[nn.Parameter, tuple[PerturbedLayer, str]]] = {}
+        known = self._found
+        # Kept until the next look at the model, or until one of the parameters is another.
+        if known is not None and all(
+            id(layer._parameters.get(name)) == key for key, (_, (layer, name)) in known.items()
+        ):
+            return known
+        found: Uses = {}
         for layer in self.layers():
             for name, (parameter, _) in layer.perturbed_parameters().items():
                 found.setdefault(id(parameter), (parameter, (layer, name)))
+        self._found = found
         return found
 
     # Out of inference mode, so that gradients and members are ordinary tensors anywhere.
@@ -510,6 +526,8 @@ class PerturbedModel(nn.Module):
         signs, repeats = self._check_rows(values)
         if not values.is_floating_point():
             values = values.to(torch.get_default_dtype())
+        if values.dim() == 1 and repeats == signs:
+            return values.reshape(signs, self.directions) + 0.0  # what a mean of one number does
         # In double precision, where the order of a sum, which follows from shapes, is not seen:
         # values of a member are then the same in forwards of fewer directions.
         wide = values.to(torch.float64)

@@ -145,19 +145,21 @@ class PerturbedLayer(nn.Module):
                     found[name] = getattr(self, name), stream
         return found
 
-    def site_of(self, name: str) -> LayerNoise:
-        """Where the noise of a parameter lives."""
-        return next(
-            site for slot, site in zip(self.slots(), self.sites, strict=True) if name in slot
-        )
+    def place_of(self, name: str) -> tuple[LayerNoise, int]:
+        """Where the noise of a parameter lives, and its counter word; -1 if it has none."""
+        for (weight, bias), site in zip(self.slots(), self.sites, strict=True):
+            if name == weight:
+                return site, site.weight
+            if name == bias:
+                return site, site.bias
+        raise KeyError(name)
 
     def parameter_noise(self, name: str, first: int, count: int) -> Tensor:
         """E_d of a parameter without sigma, for ``count`` directions: (count, *parameter.shape)."""
-        parameter, stream = self.perturbed_parameters()[name]
+        site, stream = self.place_of(name)
+        parameter = getattr(self, name)
         rows, cols = matrix_shape(parameter)
-        noise = self.noise.materialise(
-            self.site_of(name), stream, first, count, rows, cols, parameter.detach()
-        )
+        noise = self.noise.materialise(site, stream, first, count, rows, cols, parameter.detach())
         return noise.view(count, *parameter.shape)
 
     def member_matrices(self, name: str, members: Tensor) -> Tensor:
@@ -170,9 +172,9 @@ class PerturbedLayer(nn.Module):
 
     def add_estimate(self, name: str, grad: Tensor, weights: Tensor, accumulate: bool) -> None:
         """Write or add ``sum_d weights[d] E_d`` to a contiguous gradient of a parameter."""
-        parameter, stream = self.perturbed_parameters()[name]
-        matrix = grad.view(matrix_shape(parameter))
-        self.noise.estimate_(matrix, weights, self.site_of(name), stream, accumulate)
+        site, stream = self.place_of(name)
+        matrix = grad.view(matrix_shape(grad))
+        self.noise.estimate_(matrix, weights, site, stream, accumulate)
 
     # ---- memory --------------------------------------------------------------------------------
 

@@ -63,7 +63,7 @@ class PerturbedTransposedLinear(PerturbedLayer):
         """See :meth:`PerturbedLayer.parameter_noise`."""
         if name != "weight":
             return super().parameter_noise(name, first, count)
-        site, like = self.site_of(name), self.weight.detach()
+        site, like = self.place_of(name)[0], self.weight.detach()
         inputs, outputs = like.shape
         noise = self.noise.materialise(site, site.weight, first, count, outputs, inputs, like)
         return noise.mT.contiguous()
@@ -77,7 +77,7 @@ class PerturbedTransposedLinear(PerturbedLayer):
         if name != "weight":
             super().add_estimate(name, grad, weights, accumulate)
             return
-        site, total = self.site_of(name), grad.t().contiguous()
+        site, total = self.place_of(name)[0], grad.t().contiguous()
         self.noise.estimate_(total, weights, site, site.weight, accumulate)
         grad.copy_(total.t())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -369,7 +370,7 @@ def matrix_shape(parameter: Tensor) -> tuple[int, int]:
     """A parameter as the noise contract sees it: a vector is a matrix of one row."""
     if parameter.dim() <= 1:
         return 1, parameter.numel()
-    return parameter.shape[0], parameter[0].numel() if parameter.shape[0] else 0
+    return parameter.shape[0], math.prod(parameter.shape[1:]) if parameter.shape[0] else 0
 
 
 def rows_of(matrices: Tensor, index: Tensor) -> Tensor:

@@ -87,13 +87,17 @@ class NoiseState:
         seed, sigma = check_seed(seed), check_sigma(sigma)
         if (seed, generation) != (self.seed, self.generation):
             self.held.clear()
+        before, sigma_before = self._key(), self.sigma
         self.seed, self.generation, self.sigma = seed, generation, sigma
         self.drawn = bool(self.explicit) if self.absolute else generation >= 0
+        numbers = enumerate(zip(self._key()[:2], before[:2], strict=True))
+        new = {i: value for i, (value, old) in numbers if value != old}
         for key, scale, shared in self._tensors.values():
-            for i, value in enumerate(self._key()):
+            for i, value in new.items():
                 key[i].fill_(value)  # a fill needs no synchronisation
-                shared[i].fill_(value if i < 2 else 0)
-            scale.fill_(sigma)
+                shared[i].fill_(value)
+            if sigma != sigma_before:
+                scale.fill_(sigma)
 
     def show(self, first: int, count: int) -> None:
         """Make the rows of a forward those of ``count`` directions, from number ``first`` on.

@@ -153,16 +153,18 @@ def ars_weights(losses: Tensor, top: int) -> Tensor:
         (D,) of the same dtype; at most ``top`` of them are not 0.
     """
     usable = losses.isfinite().all(0)
-    best = torch.where(usable, losses.amin(0), torch.inf)
-    chosen = torch.zeros_like(usable).scatter_(0, best.argsort(stable=True)[:top], True) & usable
+    best = losses.amin(0).masked_fill_(~usable, torch.inf)
+    chosen = torch.zeros_like(usable).scatter_(0, best.argsort(stable=True)[:top], True)
+    dropped = ~chosen.logical_and_(usable)
     # Weights know neither offset nor scale of the losses: in [0, 1] no square leaves the range of a
     # double. Halves, so that no difference does.
     wide = losses.to(torch.float64) / 2
-    low = torch.where(chosen, wide, torch.inf).min()
-    high = torch.where(chosen, wide, -torch.inf).max()
-    unit = torch.where(chosen, (wide - low) / (high - low), 0.0)
+    low = wide.masked_fill(dropped, torch.inf).amin()
+    high = wide.masked_fill(dropped, -torch.inf).amax()
+    unit = (wide - low).div_(high - low).masked_fill_(dropped, 0.0)
     count = chosen.sum()
-    centred = torch.where(chosen, unit - unit.sum() / (2 * count), 0.0)
-    std = (centred.square().sum() / (2 * count)).sqrt()
-    weights = (unit[0] - unit[1]) / (count * std)
-    return torch.where(chosen & (high > low), weights, 0.0).to(losses.dtype)
+    members = 2 * count
+    centred = (unit - unit.sum() / members).masked_fill_(dropped, 0.0)
+    std = (centred.square_().sum() / members).sqrt_()
+    weights = (unit[0] - unit[1]).div_(count * std)
+    return weights.masked_fill_(dropped.logical_or_(high <= low), 0.0).to(losses.dtype)

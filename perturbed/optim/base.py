@@ -47,10 +47,13 @@ class PopulationOptimizer(ABC):
         self.evaluations = 0
         self._asked = False
         self._agreed = False
-        # Of the last step, then of all steps; on the model's device, so that tell() waits for
-        # nothing.
-        self._last: dict[str, Tensor] = {}
-        self._nonfinite_total: Tensor | int = 0
+        # Of the last step: numbers, or what they are to be read from: member values, how many of
+        # them are finite, their mean. On the model's device, so that tell() waits for nothing.
+        self._last: dict[str, float | int] = {"mean": math.nan, "best": math.nan, "nonfinite": 0}
+        self._unread: tuple[Tensor, Tensor, Tensor] | None = None
+        # Of all steps: members recorded, and how many of them were finite.
+        self._recorded = 0
+        self._finite: Tensor | int = 0
 
     # ---- what a subclass says ------------------------------------------------------------------
 
@@ -176,16 +179,24 @@ class PopulationOptimizer(ABC):
 
     def _record(self, members: Tensor) -> Tensor:
         """Keep the numbers of :attr:`stats`; return the mean."""
-        finite = members.isfinite()
-        count = finite.sum()
-        mean = torch.where(finite, members, 0).sum() / count
-        worst = -torch.inf if self.maximize else torch.inf
-        usable = torch.where(finite, members, worst)
-        best = usable.max() if self.maximize else usable.min()
-        nonfinite = members.numel() - count
-        self._last = {"mean": mean, "best": best, "nonfinite": nonfinite}
-        self._nonfinite_total = self._nonfinite_total + nonfinite
+        count = members.isfinite().sum()
+        mean = members.nan_to_num(0.0, 0.0, 0.0).sum() / count
+        self._unread = members.clone(), count, mean  # the caller may change the values
+        self._recorded += members.numel()
+        self._finite = self._finite + count
         return mean
+
+    def _read(self) -> dict[str, float | int]:
+        """Return the numbers of the last step; waits for the device where they are new."""
+        if self._unread is not None:
+            members, finite, mean = self._unread
+            worst = -torch.inf if self.maximize else torch.inf
+            usable = members.nan_to_num(worst, worst, worst)
+            best = usable.amax() if self.maximize else usable.amin()
+            nonfinite = members.numel() - int(finite)
+            self._last = {"mean": float(mean), "best": float(best), "nonfinite": nonfinite}
+            self._unread = None
+        return self._last
 
     # ---- what happened so far ------------------------------------------------------------------
 
@@ -200,10 +211,8 @@ class PopulationOptimizer(ABC):
         return {
             "steps": self.steps,
             "evaluations": self.evaluations,
-            "mean": float(self._last.get("mean", math.nan)),
-            "best": float(self._last.get("best", math.nan)),
-            "nonfinite": int(self._last.get("nonfinite", 0)),
-            "nonfinite_total": int(self._nonfinite_total),
+            **self._read(),
+            "nonfinite_total": self._recorded - int(self._finite),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -247,12 +256,13 @@ class PopulationOptimizer(ABC):
         stats = state["stats"]
         self.steps = int(stats["steps"])
         self.evaluations = int(stats["evaluations"])
-        self._nonfinite_total = int(stats["nonfinite_total"])
-        # float64, which holds every number of stats as it was.
+        self._recorded, self._finite = int(stats["nonfinite_total"]), 0
         self._last = {
-            name: torch.tensor(stats[name], dtype=torch.float64)
-            for name in ("mean", "best", "nonfinite")
+            "mean": float(stats["mean"]),
+            "best": float(stats["best"]),
+            "nonfinite": int(stats["nonfinite"]),
         }
+        self._unread = None
 
 
 # ---- what subclasses check ---------------------------------------------------------------------

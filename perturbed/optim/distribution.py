@@ -171,10 +171,9 @@ class SeparableSearch(PopulationOptimizer):
         gradient, std = self._learn(losses)
         # What overflowed stays as it was.
         std = torch.where(std.isfinite(), std, self.std).clamp(*self.std_bounds)
-        parameters = list(self.swarm.parameters.values())
-        parts = gradient.split([p.numel() for p in parameters])
-        for parameter, part in zip(parameters, parts, strict=True):
-            parameter.grad = part.view_as(parameter).to(parameter.dtype)
+        parameters = self.swarm.parameters.values()
+        for parameter, part in zip(parameters, self.swarm._split(gradient), strict=True):
+            parameter.grad = part.to(parameter.dtype)
         self.optimizer.step()
         self.std = std
 

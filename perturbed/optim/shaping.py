@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Shaping = Callable[[Tensor], Tensor]
@@ -34,8 +35,9 @@ def centered_rank(losses: Tensor) -> Tensor:
     """
     below, through = _tied_ranks(losses)
     n = losses.numel()
-    ranks = (below + through - 1).to(torch.float64) / 2
-    return ((ranks - (n - 1) / 2) / max(n - 1, 1)).to(losses.dtype)
+    # 2 (n - 1) u is a whole number: (below + through - 1) / 2 is the rank.
+    centred = (below + through).sub_(n).to(torch.float64)
+    return centred.div_(2 * max(n - 1, 1)).to(losses.dtype)
 
 
 def nes_utilities(losses: Tensor) -> Tensor:
@@ -55,13 +57,14 @@ def nes_utilities(losses: Tensor) -> Tensor:
     if n == 0:
         return losses.clone()
     place = torch.arange(1, n + 1, device=losses.device, dtype=torch.float64)
-    utility = (torch.log(torch.full_like(place, n / 2 + 1)) - place.log()).clamp(min=0)
+    utility = (torch.log(torch.full_like(place, n / 2 + 1)) - place.log()).clamp_(min=0)
     # Sums of the first k utilities, so that a run of ties is the difference of two of them.
-    sums = torch.cat((utility.new_zeros(1), (utility / utility.sum()).cumsum(0)))
+    sums = F.pad(utility.div_(utility.sum()).cumsum(0), (1, 0))
     below, through = _tied_ranks(losses)
-    shared = (sums[through] - sums[below]) / (through - below)
-    all_equal = through - below == n  # exactly zero, which rounding might miss
-    return torch.where(all_equal, 0.0, 1 / n - shared).to(losses.dtype)
+    tied = through - below
+    shared = sums[through].sub_(sums[below]).div_(tied)
+    all_equal = tied == n  # exactly zero, which rounding might miss
+    return (1 / n - shared).masked_fill_(all_equal, 0.0).to(losses.dtype)
 
 
 def zscore(losses: Tensor) -> Tensor:
@@ -146,14 +149,14 @@ def finite_losses(losses: Tensor) -> Tensor:
     """Replace losses that are not finite by the largest finite one; by zeros if there is none."""
     if losses.numel() == 0:
         return losses.clone()
-    finite = losses.isfinite()
-    worst = torch.where(finite, losses, -torch.inf).max()
-    return torch.where(finite, losses, torch.where(worst.isfinite(), worst, 0.0))
+    worst = losses.nan_to_num(-torch.inf, -torch.inf, -torch.inf).amax()
+    worst = worst.nan_to_num(neginf=0.0)  # there is no finite one
+    return torch.where(losses.isfinite(), losses, worst)
 
 
 def _tied_ranks(losses: Tensor) -> tuple[Tensor, Tensor]:
     """Count for each loss the lower ones, and the lower or equal ones; not finite is worst."""
-    flat = torch.where(losses.isfinite(), losses, torch.inf).flatten()
+    flat = losses.nan_to_num(torch.inf, torch.inf, torch.inf).flatten()
     ordered = flat.sort().values
     below = torch.searchsorted(ordered, flat)
     through = torch.searchsorted(ordered, flat, right=True)

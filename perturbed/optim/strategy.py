@@ -124,6 +124,14 @@ class EvolutionStrategy(PopulationOptimizer):
     def _estimate(self, losses: Tensor) -> None:
         """Set ``.grad`` of the perturbed parameters from (S, D) losses, some maybe not finite."""
 
+    @property
+    def _held(self) -> Held | None:
+        """The normalizer, if it can be held."""
+        # Looking for a protocol's methods takes as long as an operation.
+        if self.normalizer is None or not isinstance(self.normalizer, Held):
+            return None
+        return self.normalizer
+
     def _module(self) -> nn.Module:
         return self.pm.model
 
@@ -151,8 +159,8 @@ class EvolutionStrategy(PopulationOptimizer):
         return super().ask()
 
     def _draw(self) -> PerturbedModel:
-        if isinstance(self.normalizer, Held):
-            self.normalizer.hold()
+        if self._held is not None:
+            self._held.hold()
         sigma = self.pm.sigma if self.sigma_schedule is None else self.sigma_schedule(self.steps)
         self._check_sigma(sigma)
         if self.steps % self.reuse == 0 or not self.pm.state.drawn:
@@ -169,8 +177,8 @@ class EvolutionStrategy(PopulationOptimizer):
         self.pm.set_extra_state(draw)
         if self.normalizer is not None:
             self.normalizer.load_state_dict(normalizer)
-            if isinstance(self.normalizer, Held):
-                self.normalizer.hold(asked)
+            if self._held is not None:
+                self._held.hold(asked)
 
     def windows(self) -> Iterator[PerturbedModel]:
         """Iterate over the forwards of this process's share, between ask and tell.
@@ -196,8 +204,8 @@ class EvolutionStrategy(PopulationOptimizer):
         return self.evaluation.gather(here)
 
     def _update(self, losses: Tensor) -> None:
-        if isinstance(self.normalizer, Held):
-            self.normalizer.release(self.evaluation.processes)
+        if self._held is not None:
+            self._held.release(self.evaluation.processes)
         self._estimate(losses)
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
@@ -233,14 +241,13 @@ class EvolutionStrategy(PopulationOptimizer):
         self.evaluation.estimate = state["estimate"]
         if self.normalizer is not None:
             self.normalizer.load_state_dict(state["normalizer"])
-            if isinstance(self.normalizer, Held):
-                self.normalizer.hold(bool(state["asked"]))
+            if self._held is not None:
+                self._held.hold(bool(state["asked"]))
 
 
 def perturbed_parameters(pm: PerturbedModel) -> list[nn.Parameter]:
     """Return the perturbed parameters of a model, each once."""
-    found = {id(p): p for layer in pm.layers() for p, _ in layer.perturbed_parameters().values()}
-    return list(found.values())
+    return [parameter for parameter, _ in pm._perturbed().values()]
 
 
 def check_optimizer(optimizer: object, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:

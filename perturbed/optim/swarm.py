@@ -105,6 +105,8 @@ class Swarm:
         # What the model was given: its members, where their vectors are, and copies of other dtype.
         self._shown: tuple[dict[str, Tensor], int] = {}, 0
         self._rounded: list[tuple[Tensor, Tensor]] = []
+        # The vector that was written last, and its parts.
+        self._written: tuple[Tensor | None, list[Tensor]] = None, []
         self.publish()
 
     @property
@@ -153,8 +155,12 @@ class Swarm:
     @torch.no_grad()
     def write(self, vector: Tensor) -> None:
         """Set the model's own parameters to a vector, (N,)."""
-        for parameter, part in zip(self.parameters.values(), self._split(vector), strict=True):
-            parameter.copy_(part)
+        written, parts = self._written
+        # Mostly the vector of the last time, whose parts are known; not so in an unpickled copy.
+        if written is not vector or parts[0].data_ptr() != vector.data_ptr():
+            parts = self._split(vector)
+            self._written = vector, parts
+        torch._foreach_copy_(list(self.parameters.values()), parts)
 
     def member(self, vector: Tensor) -> nn.Module:
         """Return a plain copy of the model with the parameters of a vector, (N,)."""

@@ -27,12 +27,14 @@ class Classic(Variant):
 
     def move(self, flight: Flight) -> None:
         """Keep bests and move, in one operator."""
-        coefficients = flight.extra["coefficients"]
-        for i, value in enumerate(self.numbers(flight.step)):
-            coefficients[i].fill_(value)  # a fill needs no synchronisation
+        coefficients, numbers = flight.extra["coefficients"], self.numbers(flight.step)
+        if numbers != flight.told:
+            for i, value in enumerate(numbers):
+                coefficients[i].fill_(value)  # a fill needs no synchronisation
+            flight.told = numbers
         space = flight.space
         # Never scored: the own best is where the particle is, which does not attract it.
-        keep = flight.improved | ~flight.best_values.isfinite()
+        keep = flight.best_values.isposinf().logical_or_(flight.improved)
         _ops.swarm_move_(
             flight.positions,
             flight.velocities,
@@ -90,7 +92,8 @@ class Constriction(Classic):
 
     def numbers(self, step: int) -> tuple[float, ...]:
         """Return w, c1 and c2 with the factor in them."""
-        return self.factor, self.factor * self.c1, self.factor * self.c2
+        chi = self.factor
+        return chi, chi * self.c1, chi * self.c2
 
 
 @dataclass(frozen=True)

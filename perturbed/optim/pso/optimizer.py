@@ -187,6 +187,8 @@ class PSO(PopulationOptimizer):
         positions = self.swarm.positions
         device = positions.device
         self._neighbours: Tensor | None = None  # of the last step, on the CPU
+        # What the caller's functions said at the last ask, and of which step.
+        self._planned: tuple[int, tuple[float, Tensor | None]] = -1, (0.0, None)
         self._key = torch.tensor([_C.splitmix64(self.seed), 0, 0], device=device)
         positions.copy_(start_positions(self.swarm, space, self._key, start, spread, antithetic))
         velocities = positions.new_empty(0, positions.shape[1])
@@ -226,7 +228,7 @@ class PSO(PopulationOptimizer):
         return self.swarm.module
 
     def _draw(self) -> PerturbedModel | Tensor:
-        self._plan()
+        self._planned = self.steps, self._plan()
         self.swarm.publish()
         pm, here = self.swarm.pm, self.evaluation.here
         return self.swarm.positions[here].clone() if pm is None else pm
@@ -264,13 +266,14 @@ class PSO(PopulationOptimizer):
         return super()._record(members[0] if self.reevaluate else members)
 
     def _update(self, losses: Tensor) -> None:
-        jiggle, neighbours = self._plan()
+        step, plan = self._planned
+        jiggle, neighbours = plan if step == self.steps else self._plan()
         flight = self.flight
-        losses = torch.where(losses.isfinite(), losses, torch.inf).to(torch.float64)
+        losses = losses.nan_to_num(torch.inf, torch.inf, torch.inf)
         if self.reevaluate:
             losses, again = losses
             flight.best_values.copy_(again)
-        flight.losses.copy_(losses)
+        losses = flight.losses.copy_(losses)  # in double precision
         self._age(losses)
         torch.lt(losses, flight.best_values, out=flight.improved)
         torch.minimum(losses, flight.best_values, out=flight.best_values)
@@ -308,18 +311,17 @@ class PSO(PopulationOptimizer):
         """Remember the best of all, and give it to the module."""
         flight = self.flight
         values = flight.best_values if len(flight.bests) else flight.losses
-        index = values.argmin()[None]  # a vector: indexing with a scalar waits for a GPU
-        value = values.index_select(0, index)[0]
-        place = flight.positions.index_select(0, index)[0]
+        value, index = values.min(0)
+        place = flight.positions.index_select(0, index)  # [index] would wait for a GPU
         if len(flight.bests):
             # Remembered values may rise, and with them that of the record.
-            fresh = flight.improved.index_select(0, index)[0]
-            place = torch.where(fresh, place, flight.bests.index_select(0, index)[0])
-            better = value.isfinite()
+            fresh = flight.improved.index_select(0, index)
+            place = torch.where(fresh, place, flight.bests.index_select(0, index))
+            keep = value.isposinf()
         else:
-            better = value < flight.record_value
-        flight.record.copy_(torch.where(better, place, flight.record))
-        flight.record_value.copy_(torch.where(better, value, flight.record_value))
+            keep = value >= flight.record_value
+        torch.where(keep, flight.record, place[0], out=flight.record)
+        torch.where(keep, flight.record_value, value, out=flight.record_value)
         self.swarm.write(flight.record)
 
     def _shake(self, scale: float) -> None:
@@ -400,6 +402,8 @@ class PSO(PopulationOptimizer):
                 pairs.append((tensor, theirs[name]))
         for tensor, other in pairs:
             tensor.copy_(other)
+        self.flight.told = ()
+        self._planned = -1, (0.0, None)
         self.seed = seed
         self._key[0].fill_(_C.splitmix64(seed))
         self.swarm.write(self.flight.record)

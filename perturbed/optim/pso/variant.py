@@ -41,6 +41,7 @@ class Flight:
         step: steps before this one.
         neighbours: (P, K) int64, or None for everybody.
         extra: tensors of the variant's own, by name; saved with the rest.
+        told: numbers that a variant has written into ``extra``; () if others may be there now.
     """
 
     positions: Tensor
@@ -58,6 +59,13 @@ class Flight:
     step: int = 0
     neighbours: Tensor | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
+    told: tuple[float, ...] = ()
+    # The particles twice over, (2 P,) int64, of which strangers are a part.
+    _circle: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Number the particles."""
+        self._circle = torch.arange(self.particles, device=self.positions.device).repeat(2)
 
     @property
     def particles(self) -> int:
@@ -71,17 +79,16 @@ class Flight:
         """
         p = self.particles
         shift = 1 + self.step % (p - 1) if p > 1 else 0
-        return (torch.arange(p, device=self.positions.device) + shift) % p
+        return self._circle[shift : shift + p]
 
     def guides(self) -> Tensor:
         """Return the neighbour with the best value of each particle, (P,) int64."""
         if self.neighbours is None:
-            guide = self.best_values.argmin().expand(self.particles)
+            value, guide = self.best_values.min(0)
         else:
-            nearest = self.best_values[self.neighbours].argmin(1, keepdim=True)
-            guide = self.neighbours.gather(1, nearest)[:, 0]
-        known = self.best_values.index_select(0, guide).isfinite()
-        return torch.where(known, guide, self.strangers())
+            value, nearest = self.best_values[self.neighbours].min(1, keepdim=True)
+            value, guide = value[:, 0], self.neighbours.gather(1, nearest)[:, 0]
+        return torch.where(value.isposinf(), self.strangers(), guide)
 
     def keep(self) -> None:
         """Bring ``bests`` up to date: the positions of ``improved`` particles."""
