@@ -179,3 +179,24 @@ def test_values_of_another_length_or_kind():
     assert swarm.values([1, 2, 3]).dtype == torch.float64
     with pytest.raises(ValueError, match="one per row"):
         Swarm(make(4)).values(torch.zeros(5))
+
+
+@pytest.mark.parametrize("kind", [perturbed.SNES, perturbed.PGPE, perturbed.PSO])
+@pytest.mark.parametrize("converted", [False, True])
+def test_a_parameter_frozen_on_the_way_is_named(kind, converted):
+    net = nn.Linear(2, 1)
+    if converted:
+        perturbed.convert(net, directions=4, noise=perturbed.Explicit())
+        pm = PerturbedModel(net, directions=4)
+        swarm, closure = kind(pm), lambda: pm(pm.replicate(torch.ones(1, 2))).square().sum(1)
+    else:
+        swarm, closure = kind(net, 4), lambda net: net(torch.ones(1, 2)).detach().square().sum()
+    swarm.step(closure)
+    net.bias.requires_grad_(False)
+    before = [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(ValueError, match=r"parameters \['bias'\] were frozen after"):
+        swarm.step(closure)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), before, strict=True))
+    net.bias.requires_grad_(True)
+    swarm.step(closure)
+    assert swarm.steps == 2

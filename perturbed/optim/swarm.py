@@ -187,8 +187,15 @@ class Swarm:
             vectors: (P, N), other vectors to score instead of the positions.
 
         Raises:
-            ValueError: a pool beside chunk or max_memory, which are of forwards.
+            ValueError: a pool beside chunk or max_memory, which are of forwards; parameters that
+                have been frozen since this was made.
         """
+        frozen = [name for name, p in self.parameters.items() if not p.requires_grad]
+        if frozen:
+            raise ValueError(
+                f"parameters {frozen} were frozen after the optimizer was made, which moves them; "
+                "make it anew"
+            )
         shown = self.positions if vectors is None else vectors
         evaluation = self.evaluation
         if hasattr(closure, "evaluate"):  # a pool of any kind
