@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from ..base import check_number
-from .base import Point, ScalarOptimizer, Trial, check_count, check_flag, check_options
+from .base import Point, ScalarOptimizer, Trial
+from .checks import check_count, check_flag, check_options
 from .samplers import Sampler
 
 

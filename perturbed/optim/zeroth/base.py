@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...noise.state import as_int, check_seed
-from ..base import check_number
+from ...noise.state import check_seed
+from .checks import check_flag as check_flag
 from .closure import Closure, call, check_closure, to_loss
-from .samplers import CANDIDATES, Source, check_sampler, sample
+from .samplers import CANDIDATES, Source, sample
 
 # Attributes that no copy takes along: torch's hooks, the wrapper that a learning-rate scheduler
 # puts around ``step``, and versions of tensors that a copy does not have.
@@ -430,36 +430,3 @@ def _placed(value: Any, devices: list[torch.device]) -> Any:
         return [_placed(item, devices) for item in value]
     pairs = zip(value, devices, strict=True)
     return [item.to(d) if isinstance(item, Tensor) else item for item, d in pairs]
-
-
-def check_options(group: dict[str, Any], *names: str) -> None:
-    """Check options that several methods have.
-
-    Args:
-        group: a group with all options.
-        names: of "lr" (number, at least 0) and "sampler".
-    """
-    if "lr" in names:
-        check_number("lr", group["lr"])
-    if "sampler" in names:
-        check_sampler(group["sampler"])
-
-
-def check_count(name: str, value: object, least: int = 1) -> int:
-    """Return ``value`` if it is an int of at least ``least``."""
-    count = as_int(name, value)
-    if count < least:
-        raise ValueError(f"{name} must be at least {least}, got {count}")
-    return count
-
-
-def check_flag(name: str, value: object) -> bool:
-    """Return ``value`` if it is True or False."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-    return value
-
-
-def improves(loss: float, reference: float) -> bool:
-    """Whether a loss is finite and below a reference; any is, if the reference is not finite."""
-    return math.isfinite(loss) and not (math.isfinite(reference) and loss >= reference)

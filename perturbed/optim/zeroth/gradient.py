@@ -9,7 +9,8 @@ import torch
 
 from ..base import check_number
 from ..strategy import check_optimizer
-from .base import Point, check_flag, check_options
+from .base import Point
+from .checks import check_flag, check_options
 from .population import PopulationSearch
 
 

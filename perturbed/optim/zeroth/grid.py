@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from ..base import check_number
-from .base import Point, ScalarOptimizer, Trial, check_options, improves
+from .base import Point, ScalarOptimizer, Trial
+from .checks import check_options, improves
 from .domain import check_domain, grid_size, grid_value
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from .base import Point, Trial, check_count, check_flag
+from .base import Point, Trial
+from .checks import check_count, check_flag
 from .gradient import GradientSearch
 from .samplers import Sampler
 

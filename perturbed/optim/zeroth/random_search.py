@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from .base import Point, ScalarOptimizer, Trial, check_count, check_flag, check_options, improves
+from .base import Point, ScalarOptimizer, Trial
+from .checks import check_count, check_flag, check_options, improves
 from .domain import check_domain
 from .samplers import Sampler, sample
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from ..base import check_number
-from .base import Point, Trial, check_count, check_flag, check_options, improves
+from .base import Point, Trial
+from .checks import check_count, check_flag, check_options, improves
 from .population import PopulationSearch
 from .samplers import Sampler
 

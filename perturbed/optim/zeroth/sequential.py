@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base import Point, ScalarOptimizer, Trial, check_options, improves
+from .base import Point, ScalarOptimizer, Trial
+from .checks import check_options, improves
 from .domain import check_domain, grid_size, grid_value
 
 

@@ -15,7 +15,8 @@ import torch
 
 from ...noise.dense import Dense
 from ..base import check_number
-from .base import Point, Trial, check_count, check_flag
+from .base import Point, Trial
+from .checks import check_count, check_flag
 from .gradient import GradientSearch
 from .population import Batched
 from .samplers import Sampler
