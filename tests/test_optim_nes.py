@@ -499,6 +499,8 @@ def test_a_state_with_a_damaged_part_is_refused_and_changes_nothing(part):
         nes.load_state_dict({**state, part: None})
     with pytest.raises(ValueError, match="estimate must be one of"):
         nes.load_state_dict({**state, "estimate": "x"})
+    with pytest.raises(TypeError, match="generation must be an int, got None"):
+        nes.load_state_dict({**before, "noise": {**before["noise"], "generation": None}})
     assert nes.state_dict() == before
 
 

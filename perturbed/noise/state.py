@@ -85,6 +85,7 @@ class NoiseState:
     def move(self, seed: int, generation: int, sigma: float) -> None:
         """Go to any draw; noise held of another one is dropped."""
         seed, sigma = check_seed(seed), check_sigma(sigma)
+        generation = as_int("generation", generation)
         if (seed, generation) != (self.seed, self.generation):
             self.held.clear()
         before, sigma_before = self._key(), self.sigma
