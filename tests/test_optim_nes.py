@@ -535,3 +535,18 @@ def test_a_parameter_that_is_frozen_on_the_way_stays():
     pm.model.bias.requires_grad_(True)
     nes.step(lambda: pm(pm.replicate(x)).sum(1))
     assert not torch.equal(pm.model.bias, bias)
+
+
+def test_a_state_of_another_kind_of_run_is_refused():
+    def optimizers(**options):
+        net = perturbed.convert(nn.Linear(3, 2), 4)
+        pm = PerturbedModel(net, 4, True, sigma=0.1)
+        sgd = torch.optim.SGD(net.parameters(), 0.1)
+        return NES(pm, sgd, **options), perturbed.ARS(pm, sgd, **options)
+
+    nes, ars = optimizers()
+    raised, _ = optimizers(maximize=True)
+    with pytest.raises(ValueError, match="state is of class NES, this one is ARS"):
+        ars.load_state_dict(nes.state_dict())
+    with pytest.raises(ValueError, match="state is of maximize False, this one is True"):
+        raised.load_state_dict(nes.state_dict())

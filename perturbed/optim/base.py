@@ -222,6 +222,8 @@ class PopulationOptimizer(ABC):
         scheduler has a ``state_dict`` of its own.
         """
         return {
+            "class": type(self).__name__,
+            "maximize": self.maximize,
             **self._state(),
             "memory": self.evaluation.memory_state(),
             "asked": self._asked,
@@ -243,6 +245,9 @@ class PopulationOptimizer(ABC):
         own = self.state_dict()
         if set(state) != set(own):
             raise ValueError(f"state must have the entries {sorted(own)}, got {sorted(state)}")
+        for part in ("class", "maximize"):
+            if state[part] != own[part]:
+                raise ValueError(f"state is of {part} {state[part]}, this one is {own[part]}")
         for part in ("stats", "noise", "optimizer"):
             if part in own and not isinstance(state[part], dict):
                 raise TypeError(f"state[{part!r}] must be a dict, got {type(state[part]).__name__}")
