@@ -272,6 +272,7 @@ def test_idle_workers_that_are_killed_are_replaced():
             assert pool.evaluate(numbered(4)).tolist() == [0, 1, 2, 3]
             for worker in pool._workers:
                 os.kill(worker.process.pid, signal.SIGKILL)
+                worker.process.join()  # else it may still take a member with it
         assert pool.evaluate(numbered(4)).tolist() == [0, 1, 2, 3]
 
 
