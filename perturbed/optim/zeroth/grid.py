@@ -7,8 +7,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from ..base import check_number
 from .base import Point, ScalarOptimizer, Trial
 from .checks import check_options, improves
@@ -81,15 +79,12 @@ class GridSearch(ScalarOptimizer):
         )
         total, stride = _plan(radices)
         digits = iter(_digits(self.progress["visited"] * stride % total, radices))
-        point = [
-            torch.tensor(
-                [grid_value(domain, spacing, next(digits)) for _ in range(t.numel())],
-                dtype=t.dtype,
-                device=t.device,
-            ).view(t.shape)
-            for domain, spacing, tensors in parts
-            for t in tensors
-        ]
+        point: Point = []
+        for (domain, spacing, tensors), (size, _) in zip(parts, radices, strict=True):
+            values = [grid_value(domain, spacing, i) for i in range(size)]
+            for t in tensors:
+                chosen = [values[next(digits)] for _ in range(t.numel())]
+                point.append(t.new_tensor(chosen).view(t.shape))
         loss = trial(point)
         self.progress["visited"] += 1
         if self.progress["visited"] == total:
