@@ -10,6 +10,8 @@ import tempfile
 import time
 import traceback
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
 from typing import Any
@@ -80,6 +82,8 @@ def work(
             are open here, other workers would not notice that the caller is gone.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's business
+    if hasattr(signal, "pthread_sigmask"):  # held back since before the start
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for other in inherited:
         other.close()
@@ -129,6 +133,19 @@ def _pickled(error: BaseException) -> bytes | None:
         return None
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back, so that a process started meanwhile gets none before it ignores them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Worker:
     """The caller's side of one process."""
 
@@ -145,7 +162,8 @@ class Worker:
             daemon=False,  # so that a function may use a DataLoader with workers
         )
         try:
-            self.process.start()
+            with _interrupts_held():
+                self.process.start()
         finally:
             theirs.close()  # the worker then has the only one, and its end is seen here
         self.ready = False

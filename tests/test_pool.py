@@ -318,11 +318,17 @@ def test_an_interrupt_kills_what_is_running_and_the_pool_goes_on():
 
     with pool_of(hang) as pool:
         pool.evaluate(numbered(1))
-        for worker in pool._workers:
+        for worker in pool._workers:  # some of which may be starting
             os.kill(worker.process.pid, signal.SIGINT)
-        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
-        with pytest.raises(KeyboardInterrupt):
-            pool.evaluate(numbered(3))
+        while not all(worker.ready for worker in pool._workers):
+            pool.evaluate(numbered(1))
+        timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                pool.evaluate(numbered(3))
+        finally:
+            timer.cancel()
         assert pool.replaced == 1
         assert pool.evaluate(numbered(1)).tolist() == [0]
 
