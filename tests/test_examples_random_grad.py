@@ -78,6 +78,6 @@ def test_the_report(example, tmp_path, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_it_learns(example, tmp_path):
-    arguments = ["--evaluations", "6000", "--methods", "RandomGrad", "--out", str(tmp_path)]
+    arguments = ["--evaluations", "12000", "--methods", "RandomGrad", "--out", str(tmp_path)]
     (run,) = example.main(arguments)
     assert run["best"] > 0.25  # chance is 0.1

@@ -14,6 +14,9 @@ SPSA, one forward 16 such pairs at a step, all in one forward of a PerturbedMode
 RandomWalk        a random move, taken if it lowers the loss of the batch, with a cosine schedule
 AdamW             the gradient itself, for scale: as many losses, each with a backward pass
 
+Measured, one seed: RandomGrad 61.9 %, SPSA 63.8 %, RandomWalk 64.8 %, RandomBestGrad 41.4 %, SPSA
+in one forward 37.6 %. At equal losses many small steps beat few good ones here.
+
     python docs/examples/random_grad_mnist.py --evaluations 37500 --seeds 1
 """
 
@@ -208,11 +211,11 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
         parser.error("--evaluations and --seeds must be at least 1")
     images, labels, test_images, test_labels = load_digits()
     digits = images.view(-1, 1, 28, 28), labels, test_images.view(-1, 1, 28, 28), test_labels
-    runs = [
-        train(name, seed, chosen.evaluations, digits)
-        for name in chosen.methods
-        for seed in range(chosen.seeds)
-    ]
+    runs = []
+    for name in chosen.methods:
+        for seed in range(chosen.seeds):
+            runs.append(train(name, seed, chosen.evaluations, digits))
+            print(f"{name}, seed {seed}: {runs[-1]['last']:.1%}", flush=True)
     print(report(runs, chosen.evaluations))
     plot(runs, chosen.out / "random_grad_mnist.png")
     return runs
