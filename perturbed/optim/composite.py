@@ -9,15 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .zeroth.base import ScalarOptimizer
+from .zeroth.base import ScalarOptimizer, own_attributes
 from .zeroth.closure import check_closure, to_loss
 
 Optimizer = torch.optim.Optimizer
 Closure = Callable[[], Any]
 Mode = str | Callable[[Optimizer, Closure | None], Any]
-
-# Attributes that no copy takes along: torch's hooks and a scheduler's wrapper around ``step``.
-_LEFT_OUT = ("step", "_opt_called")
 
 
 class CompositeOptimizer(Optimizer):
@@ -137,11 +134,7 @@ class CompositeOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Take along the members, which torch's own would leave out."""
-        return {
-            name: value
-            for name, value in self.__dict__.items()
-            if name not in _LEFT_OUT and not name.startswith("_optimizer_")
-        }
+        return own_attributes(self)
 
 
 # ---- running a member --------------------------------------------------------------------------

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ... import _ops
+from ..._ops.swarm import CLIP, REFLECT, UNBOUNDED
 from ...noise.base import OPTIMIZER_ID, STREAM_SWARM_START, stream_word
 from ..base import check_number
 from ..swarm import Swarm
 
-BOUNDARIES = {"clip": 1, "reflect": 2}
+BOUNDARIES = {"clip": CLIP, "reflect": REFLECT}
 STARTS = ("around", "fan_in", "uniform")
 VECTOR_SPREAD = 0.1  # of biases and other vectors, around their own values; PyTorch-PSO's range
 
@@ -44,7 +45,7 @@ class Space:
         self.upper: Tensor | None = None
         if bounds is not None:
             self.lower, self.upper = _walls(swarm, bounds)
-        self.mode = 0 if bounds is None else BOUNDARIES[boundary]
+        self.mode = UNBOUNDED if bounds is None else BOUNDARIES[boundary]
         if velocity_fraction is not None:
             if max_velocity is not None:
                 raise ValueError("give max_velocity or velocity_fraction, not both")

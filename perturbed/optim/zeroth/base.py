@@ -16,10 +16,6 @@ from .checks import check_flag as check_flag
 from .closure import Closure, call, check_closure, to_loss
 from .samplers import CANDIDATES, Source, sample
 
-# Attributes that no copy takes along: torch's hooks, the wrapper that a learning-rate scheduler
-# puts around ``step``, and versions of tensors that a copy does not have.
-_LEFT_OUT = ("step", "_opt_called", "_versions")
-
 # Stands in a saved state for an option that is a function.
 _FUNCTION = "<function>"
 
@@ -407,12 +403,19 @@ class ScalarOptimizer(torch.optim.Optimizer, ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         """Take along what this class and its subclasses hold, which torch's does not."""
-        kept = {
-            name: value
-            for name, value in self.__dict__.items()
-            if name not in _LEFT_OUT and not name.startswith("_optimizer_")
-        }
-        return {**kept, "_versions": []}
+        return {**own_attributes(self), "_versions": []}
+
+
+def own_attributes(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return what a copy of an optimizer takes along, attributes of subclasses included.
+
+    Without torch's hooks and the wrapper that a learning-rate scheduler puts around ``step``.
+    """
+    return {
+        name: value
+        for name, value in optimizer.__dict__.items()
+        if name not in ("step", "_opt_called") and not name.startswith("_optimizer_")
+    }
 
 
 def _write(parameters: list[Tensor], point: Point) -> None:
