@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from .checkpoint import Checkpoints
 from .distributed import is_first
 from .logs import Log, Record
-from .noise.state import as_int
+from .noise.state import as_count
 from .optim.base import PopulationOptimizer, check_number
 from .optim.distribution import SeparableSearch
 from .optim.strategy import EvolutionStrategy
@@ -105,12 +105,9 @@ def train(
         )
     if not callable(closure) and not hasattr(closure, "evaluate"):
         raise TypeError(f"closure must be a function or a pool, got {type(closure).__name__}")
-    counts = {"every": as_int("every", every)}
+    as_count("every", every)
     if steps is not None:
-        counts["steps"] = as_int("steps", steps)
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        as_count("steps", steps)
     if seconds is not None:
         check_number("seconds", seconds, above=True)
     log, schedulers = _list("log", log), _list("schedulers", schedulers)

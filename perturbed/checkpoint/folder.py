@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..distributed import is_first
-from ..noise.state import as_int
+from ..noise.state import as_count, as_int
 from .file import DamagedCheckpointError, read_checkpoint, save_checkpoint
 from .parts import CheckpointError, is_object, restore, states_of
 
@@ -54,10 +54,7 @@ class Checkpoints:
     ) -> None:
         """Check and store the arguments; nothing is written yet."""
         self.folder = Path(folder)
-        self.every, self.keep = as_int("every", every), as_int("keep", keep)
-        for name, value in (("every", self.every), ("keep", self.keep)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.every, self.keep = as_count("every", every), as_count("keep", keep)
         states_of(parts)  # now rather than after hours
         self.parts = parts
         self.values: dict[str, Any] = {}

@@ -24,7 +24,7 @@ from .base import (
     wide_like,
 )
 from .convolution import Convolution, PopulationBatch, add_products, sums_are_cheap
-from .state import as_int
+from .state import as_count
 
 # Rows that all members share from which a matrix product with drawn factors is at least as fast as
 # the kernel's dot products, which on a GPU draw the factors again for every four rows.
@@ -59,9 +59,7 @@ class LowRank(NoiseFamily):
 
     def __init__(self, rank: int = 1, distribution: str = "normal") -> None:
         """Check and store the options."""
-        self.rank = as_int("rank", rank)
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, got {self.rank}")
+        self.rank = as_count("rank", rank)
         self.distribution = check_option("distribution", distribution, DISTRIBUTIONS)
 
     def __repr__(self) -> str:

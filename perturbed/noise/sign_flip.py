@@ -20,7 +20,7 @@ from .base import (
 )
 from .convolution import Convolution, PopulationBatch
 from .shared_base import SIDES, SharedBase, add_rows, choose_sides
-from .state import as_int
+from .state import as_count
 
 
 class SignFlip(SharedBase):
@@ -62,9 +62,7 @@ class SignFlip(SharedBase):
         """Check and store the options."""
         super().__init__(distribution, storage)
         self.flip = check_option("flip", flip, SIDES)
-        self.bases_used = as_int("bases", bases)
-        if self.bases_used < 1:
-            raise ValueError(f"bases must be at least 1, got {self.bases_used}")
+        self.bases_used = as_count("bases", bases)
 
     def __repr__(self) -> str:
         """Show the options that differ from their defaults."""

@@ -241,6 +241,14 @@ def as_int(name: str, value: object) -> int:
         raise TypeError(f"{name} must be an int, got {value!r}") from None
 
 
+def as_count(name: str, value: object, least: int = 1) -> int:
+    """Return an integer argument that is at least ``least``."""
+    count = as_int(name, value)
+    if count < least:
+        raise ValueError(f"{name} must be at least {least}, got {count}")
+    return count
+
+
 def check_directions(directions: int) -> int:
     """Return ``directions`` if it is a positive int."""
     directions = as_int("directions", directions)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ..logs import Log, Record
-from ..noise.state import as_int
+from ..noise.state import as_count
 from .base import PopulationOptimizer
 from .strategy import EvolutionStrategy
 
@@ -104,10 +104,7 @@ class EstimateQuality(Log):
 
     def __init__(self, every: int = 50, average: int = 20) -> None:
         """Check and store; nothing is measured yet."""
-        self.every, self.average = as_int("every", every), as_int("average", average)
-        for name, value in (("every", self.every), ("average", self.average)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.every, self.average = as_count("every", every), as_count("average", average)
         self._optimizer: EvolutionStrategy | None = None
         self._count, self._signal, self._noise = 0, 0.0, 0.0
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..distributed import Processes
 from ..model import PerturbedModel
-from ..noise.state import as_int
+from ..noise.state import as_count
 from .base import PopulationOptimizer, check_model, member_values
 from .evaluation import Evaluation, check_estimate
 
@@ -112,9 +112,7 @@ class EvolutionStrategy(PopulationOptimizer):
             )
         self.optimizer = check_optimizer(optimizer, self._parameters())
         self.sigma_schedule = sigma_schedule
-        self.reuse = as_int("reuse", reuse)
-        if self.reuse < 1:
-            raise ValueError(f"reuse must be at least 1, got {reuse}")
+        self.reuse = as_count("reuse", reuse)
         self.normalizer = normalizer
         self.evaluation: Evaluation = Evaluation(pm, chunk, max_memory, distributed, estimate)
         # Weights and draw of the last estimate, for perturbed.optim.quality.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..candidate import evaluate_one_by_one
 from ..model import PerturbedModel
 from ..nn.convert import revert
-from ..noise.state import as_int
+from ..noise.state import as_count, as_int
 from .base import member_values, to_numbers
 from .evaluation import Evaluation
 from .share import Share
@@ -84,9 +84,7 @@ class Swarm:
             self.module = model
             if particles is None:
                 raise ValueError(f"{called} must be given for a plain module, got None")
-        count = as_int(called, particles)
-        if count < 1:
-            raise ValueError(f"{called} must be at least 1, got {count}")
+        count = as_count(called, particles)
         self.parameters = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
         _check_parameters(self.parameters)
         self.evaluation: Share

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..noise.state import as_int
+from ..noise.state import as_count
 
 
 class BatchEnv(abc.ABC):
@@ -76,10 +76,10 @@ class BatchEnv(abc.ABC):
         device: torch.device | str = "cpu",
     ) -> None:
         """Check and store the sizes."""
-        self.lanes = positive("lanes", lanes)
-        self.observation_size = positive("observation_size", observation_size)
-        self.action_size = positive("action_size", action_size)
-        self.max_steps = positive("max_steps", max_steps)
+        self.lanes = as_count("lanes", lanes)
+        self.observation_size = as_count("observation_size", observation_size)
+        self.action_size = as_count("action_size", action_size)
+        self.max_steps = as_count("max_steps", max_steps)
         if not isinstance(discrete, bool):
             raise TypeError(f"discrete must be True or False, got {discrete!r}")
         self.discrete = discrete
@@ -196,11 +196,3 @@ class BatchEnv(abc.ABC):
 def kind(value: object) -> str:
     """Return what an argument is, for an error: the dtype of a tensor, else the type."""
     return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def positive(name: str, value: int) -> int:
-    """Return an integer argument that is at least 1."""
-    value = as_int(name, value)
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return value

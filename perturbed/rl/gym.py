@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .env import BatchEnv, positive
+from ..noise.state import as_count
+from .env import BatchEnv
 
 MODES = ("sync", "async")
 
@@ -70,12 +71,12 @@ class GymEnv(BatchEnv):
                 f'GymEnv needs gymnasium: pip install "perturbed[rl]" ({error})'
             ) from error
         if max_steps is not None:
-            max_steps = positive("max_steps", max_steps)
+            max_steps = as_count("max_steps", max_steps)
         self._owned = not isinstance(source, gymnasium.vector.VectorEnv)
         if self._owned:
             if lanes is None:
                 raise ValueError("lanes must be given, except for a VectorEnv")
-            lanes = positive("lanes", lanes)
+            lanes = as_count("lanes", lanes)
             if vectorization_mode not in MODES:
                 raise ValueError(
                     f"vectorization_mode must be one of {MODES}, got {vectorization_mode!r}"

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .env import BatchEnv, positive
+from ..noise.state import as_count
+from .env import BatchEnv
 from .mujoco_tasks import TASKS, Physics
 
 _HUGE = 1e10  # mjMAXVAL: controls beyond it are no numbers to MuJoCo
@@ -92,7 +93,7 @@ class MujocoEnv(BatchEnv):
         self._frames, self._seconds = int(plain.frame_skip), float(plain.dt)
         low, high = self._model.actuator_ctrlrange.T
         super().__init__(
-            positive("lanes", lanes),
+            as_count("lanes", lanes),
             plain.observation_space.shape[0],
             self._model.nu,
             discrete=False,
@@ -102,7 +103,7 @@ class MujocoEnv(BatchEnv):
             device=device,
         )
         made.close()
-        self.name, self.threads = name, positive("threads", threads)
+        self.name, self.threads = name, as_count("threads", threads)
         self._data = [mujoco.MjData(self._model) for _ in range(self.threads)]
         self._pool: ThreadPoolExecutor | None = None
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed import Processes
-from .env import kind, positive
+from ..noise.state import as_count
+from .env import kind
 from .moments import Moments, exact_sum, merged, moments
 
 _PARTS = ("count", "mean", "m2")
@@ -76,7 +77,7 @@ class ObservationNorm(nn.Module):
     def __init__(self, size: int, eps: float = 1e-8) -> None:
         """Start without data."""
         super().__init__()
-        self.size = positive("size", size)
+        self.size = as_count("size", size)
         if not math.isfinite(eps) or eps < 0:
             raise ValueError(f"eps must be finite and at least 0, got {eps}")
         self.eps = eps

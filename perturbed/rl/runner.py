@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..model import PerturbedModel
-from ..noise.state import check_seed
+from ..noise.state import as_count, check_seed
 from .actor import Actor, leaves
-from .env import BatchEnv, kind, positive
+from .env import BatchEnv, kind
 from .lanes import Lanes
 from .moments import Moments, merged, moments
 from .normalize import ObservationNorm
@@ -105,7 +105,7 @@ class Rollout:
             raise TypeError(f"pm must be a PerturbedModel, got {type(pm).__name__}")
         if not math.isfinite(reward_shift):
             raise ValueError(f"reward_shift must be finite, got {reward_shift}")
-        limit = env.max_steps if max_steps is None else positive("max_steps", max_steps)
+        limit = env.max_steps if max_steps is None else as_count("max_steps", max_steps)
         self.env, self.pm, self.norm, self.sync = env, pm, norm, sync
         self.seed = check_seed(seed)
         self.generation = None if generation is None else check_seed(generation)
@@ -134,7 +134,7 @@ class Rollout:
         Raises:
             ValueError: count below 1, or more than seeds were given for.
         """
-        count = positive("episodes", count)
+        count = as_count("episodes", count)
         signs, _, directions = self._lanes.shape
         returns = self._total.new_full((signs * directions, count), math.nan)
         lengths = self._length.new_zeros(signs * directions, count)
@@ -163,7 +163,7 @@ class Rollout:
         Raises:
             ValueError: steps below 1, or seeds that were given as a tensor.
         """
-        steps = positive("steps", steps)
+        steps = as_count("steps", steps)
         earned = torch.zeros_like(self._total)
         found = []
         with self._running():

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
+from ...noise.state import as_count
 from ..base import check_number
 from .base import Point, ScalarOptimizer, Trial
-from .checks import check_count, check_flag, check_options
+from .checks import check_flag, check_options
 from .samplers import Sampler
 
 
@@ -50,8 +51,8 @@ class Annealing(ScalarOptimizer):
         """Check the arguments; nothing is evaluated yet."""
         self._first = check_number(*tolerance)
         self._factor = check_number(*factor, high=1.0)
-        self._every = check_count("iter_per_cool", every)
-        self._patience = None if patience is None else check_count("max_bad_iter", patience)
+        self._every = as_count("iter_per_cool", every)
+        self._patience = None if patience is None else as_count("max_bad_iter", patience)
         self.stochastic = check_flag("stochastic", stochastic)
         super().__init__(params, {"lr": lr, "sampler": sampler}, seed)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ...noise.state import as_int
 from ..base import check_number
 from .samplers import check_sampler
 
@@ -21,14 +20,6 @@ def check_options(group: dict[str, Any], *names: str) -> None:
         check_number("lr", group["lr"])
     if "sampler" in names:
         check_sampler(group["sampler"])
-
-
-def check_count(name: str, value: object, least: int = 1) -> int:
-    """Return ``value`` if it is an int of at least ``least``."""
-    count = as_int(name, value)
-    if count < least:
-        raise ValueError(f"{name} must be at least {least}, got {count}")
-    return count
 
 
 def check_flag(name: str, value: object) -> bool:

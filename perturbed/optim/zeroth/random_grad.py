@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from ...noise.state import as_count
 from .base import Point, Trial
-from .checks import check_count, check_flag
+from .checks import check_flag
 from .gradient import GradientSearch
 from .samplers import Sampler
 
@@ -146,7 +147,7 @@ class RandomBestGrad(GradientSearch):
         seed: int | None = 0,
     ) -> None:
         """Check the arguments; nothing is evaluated yet."""
-        count = 10 if bestof is None else check_count("bestof", bestof)
+        count = 10 if bestof is None else as_count("bestof", bestof)
         self.avgbest = check_flag("avgbest", avgbest)
         self.negate_worst = check_flag("negate_worst", negate_worst)
         defaults = {"lr": lr, "magn": magn, "sampler": "normal" if sampler is None else sampler}

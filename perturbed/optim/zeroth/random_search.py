@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from ...noise.state import as_count
 from .base import Point, ScalarOptimizer, Trial
-from .checks import check_count, check_flag, check_options, improves
+from .checks import check_flag, check_options, improves
 from .domain import check_domain
 from .samplers import Sampler, sample
 
@@ -134,7 +135,7 @@ class ShrinkingRandomSearch(ScalarOptimizer):
         seed: int | None = 0,
     ) -> None:
         """Check the arguments; nothing is evaluated yet."""
-        self.nsteps = None if nsteps is None else check_count("nsteps", nsteps)
+        self.nsteps = None if nsteps is None else as_count("nsteps", nsteps)
         self.stochastic = check_flag("stochastic", stochastic)
         super().__init__(params, {"lr": lr, "sampler": sampler}, seed)
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from ...noise.state import as_count
 from ..base import check_number
 from .base import Point, Trial
-from .checks import check_count, check_flag, check_options, improves
+from .checks import check_flag, check_options, improves
 from .population import PopulationSearch
 from .samplers import Sampler
 
@@ -96,14 +97,14 @@ class RandomWalk(PopulationSearch):
         seed: int | None = 0,
     ) -> None:
         """Check the arguments; nothing is evaluated yet."""
-        self.order = check_count("order", order)
-        count = None if best_of is None else check_count("best_of", best_of)
+        self.order = as_count("order", order)
+        count = None if best_of is None else as_count("best_of", best_of)
         self.move_opposite = check_flag("move_opposite", move_opposite)
         self.turn_away = check_flag("turn_away", turn_away)
         if momentum is None:
             momentum = 0.9 if self.order > 1 else 0.0
         self.momentum = check_number("momentum", momentum, high=1.0)
-        self.retries = None if retries is None else check_count("retries", retries)
+        self.retries = None if retries is None else as_count("retries", retries)
         self.restart = None if restart is None else check_number("restart", restart)
         self.stochastic = check_flag("stochastic", stochastic)
         self.accept_equal = check_flag("accept_equal", accept_equal)

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from ...noise.dense import Dense
+from ...noise.state import as_count
 from ..base import check_number
 from .base import Point, Trial
-from .checks import check_count, check_flag
+from .checks import check_flag
 from .gradient import GradientSearch
 from .population import Batched
 from .samplers import Sampler
@@ -102,7 +103,7 @@ class SPSA(GradientSearch):
         self.lr_decay = check_number("lr_decay", lr_decay)
         self.magn_decay = check_number("magn_decay", magn_decay)
         self.stability = check_number("stability", stability)
-        count = 1 if n is None else check_count("n", n)
+        count = 1 if n is None else as_count("n", n)
         usual = "rademacher" if formula == "spsa" else "normal"
         chosen = usual if sampler is None else sampler
         super().__init__(
