@@ -3,13 +3,16 @@
 import hashlib
 import itertools
 import math
+import re
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from perturbed import _C, reference
+from perturbed.noise import base
 from perturbed.testing import assert_bitwise_equal
 
 SEED = 1234
@@ -64,6 +67,26 @@ def test_splitmix64():
     assert _C.splitmix64(1) % 2**64 == 0x910A2DEC89025CC1
     for seed in (0, 1, SEED, 2**31, 2**32, 2**63 - 1):
         assert _C.splitmix64(seed) == reference.splitmix64(seed)
+
+
+# ---- streams -----------------------------------------------------------------------------------
+
+
+def test_the_same_streams_in_python_in_c_and_in_the_docs():
+    root = Path(__file__).parent.parent
+    header = (root / "csrc" / "noise" / "counters.h").read_text()
+    enum = header.partition("enum NoiseStream")[2].partition("};")[0]
+    native = {
+        re.sub("(?=[A-Z])", "_", name).upper(): int(number)
+        for name, number in re.findall(r"kStream(\w+) = (\d+)", enum)
+    }
+    python = {n.removeprefix("STREAM"): v for n, v in vars(base).items() if n.startswith("STREAM_")}
+    assert native == python
+    assert sorted(native.values()) == list(range(len(native)))  # no number twice, none left out
+    contract = (root / "docs" / "conventions.md").read_text().partition("**Streams**")[2]
+    rows = re.findall(r"^\| (\d[\d, ]*) \|", contract.partition("**Families.**")[0], re.MULTILINE)
+    documented = {int(number) for row in rows for number in row.split(",")}
+    assert documented == set(native.values())
 
 
 # ---- words: which counter a block draws from -----------------------------------------------------

@@ -43,6 +43,10 @@ enum NoiseStream : uint32_t {
   kStreamSwarmStart = 12,   // initial positions
   kStreamSwarmOther = 13,   // what variants of the algorithm draw besides
   kStreamSwarmJiggle = 14,  // noise added to all positions
+  // Searches with one loss; candidate c of parameter group g is direction 2^20 g + c.
+  kStreamTrials = 15,    // moves that are tried
+  kStreamChoices = 16,   // decisions
+  kStreamParticle = 17,  // random particles; parameter i is direction i
 };
 
 constexpr uint32_t kLayerIds = 1u << 24;
