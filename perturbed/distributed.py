@@ -133,7 +133,8 @@ class Processes:
         group: of torch.distributed; None for its default group, which must exist.
 
     Attributes:
-        rank: number of this process. size: how many there are.
+        rank: number of this process.
+        size: how many there are.
         bytes: payload that this process has given to exchanges so far.
 
     Raises:

@@ -51,17 +51,16 @@ class PerturbedModel(nn.Module):
     Args:
         model: a module with perturbed layers (see :func:`perturbed.convert`). They leave the
             PerturbedModel they belong to, which then refuses to work.
-        directions: D, the same for all of its layers. antithetic: None (default) pairs members
-        where the number of repeats R is even and refuses an
-            odd R > 1; True and False force it.
+        directions: D, the same for all of its layers.
+        antithetic: None (default) pairs members where the number of repeats R is even and refuses
+            an odd R > 1; True and False force it.
         sigma: noise scale, the standard deviation of every element of E_d.
         seed: of the noise; None takes one from the operating system.
 
     Raises:
         ValueError: no perturbed layer or none with a parameter to perturb, layers with other
-        directions,
-            a parameter shared by layers of different noise, layers of noise beside Explicit ones,
-            ``antithetic=True`` with those, sigma negative or not finite.
+            directions, a parameter shared by layers of different noise, layers of noise beside
+            Explicit ones, ``antithetic=True`` with those, sigma negative or not finite.
         TypeError: arguments of another type.
 
     Example:

@@ -22,13 +22,15 @@ class NoiseState:
     Attributes:
         population: independent draws of the whole population, over all processes and forwards.
         directions: D, those that a forward evaluates: all, unless :meth:`show` says otherwise.
-        first_direction: global index of the first of them. antithetic: True, False, or None for "on
-        where the number of repeats is even". seed: the user's seed. generation: number of the
-        current draw, -1 before the first. drawn: whether there has been a draw since the seed was
-        set. sigma: noise scale, the elementwise standard deviation of ``E_d``. active: whether the
-        layers add their noise.
+        first_direction: global index of the first of them.
+        antithetic: True, False, or None for "on where the number of repeats is even".
+        seed: the user's seed.
+        generation: number of the current draw, -1 before the first.
+        drawn: whether there has been a draw since the seed was set.
+        sigma: noise scale, the elementwise standard deviation of ``E_d``.
+        active: whether the layers add their noise.
         released: whether another model has taken over one of the layers; this draw then serves
-        nobody.
+            nobody.
         held: noise of this draw that families with ``storage="stored"`` hold, by counter word:
             (D, rows, cols) without sigma.
         absolute: whether the layers' family is an absolute one, whose members are given and not

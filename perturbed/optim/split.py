@@ -22,7 +22,8 @@ class Split:
 
     Attributes:
         sizes: directions of each process.
-        first: number of this process's first direction. count: how many it has.
+        first: number of this process's first direction.
+        count: how many it has.
         chunk: directions of a forward, at most.
 
     Raises:

@@ -26,9 +26,11 @@ class Lanes:
         device: of the lanes.
 
     Attributes:
-        shape: (S, n, D). member: (lanes,) index into the members, s * D + d. episode: (lanes,)
-            number of the episode that a lane is at. active: (lanes,) bool, whether it is at one of
-            those asked for. first: number of their first direction in the population.
+        shape: (S, n, D).
+        member: (lanes,) index into the members, s * D + d.
+        episode: (lanes,) number of the episode that a lane is at.
+        active: (lanes,) bool, whether it is at one of those asked for.
+        first: number of their first direction in the population.
 
     Raises:
         ValueError: lanes that are no R * D, unknown seeds or seeds of another shape.

@@ -12,9 +12,11 @@ class Cost:
     """What a rollout took.
 
     Attributes:
-        steps: environment steps of lanes that were at an episode. episodes: that ended.
-        policy_seconds, env_seconds: of the host, in the policy (with normalisation) and in the
-            environment. On a GPU, what is launched there goes on in the background.
+        steps: environment steps of lanes that were at an episode.
+        episodes: that ended.
+        policy_seconds: of the host, in the policy, normalisation included. On a GPU, what is
+            launched there goes on in the background.
+        env_seconds: of the host, in the environment.
     """
 
     steps: int = 0
@@ -31,7 +33,8 @@ class Episodes:
         returns: (S, D) float64, mean over episodes of the sum of ``reward - reward_shift``: what to
             maximise. NaN where a reward was NaN or the policy's output unusable.
         raw_returns: the same without the shift.
-        episode_returns: (S, D, E), without the shift. lengths: (S, D, E) steps of the episodes.
+        episode_returns: (S, D, E), without the shift.
+        lengths: (S, D, E) steps of the episodes.
         cost: steps, episodes and seconds.
     """
 
@@ -48,9 +51,11 @@ class Window:
 
     Attributes:
         returns: (S, D) float64, sum of ``reward - reward_shift`` over the window, mean over the
-            member's lanes. raw_returns: the same without the shift.
-        ended: (k,) lanes whose episodes ended in the window, in order of time. episode_returns:
-            (k,) their whole sums without the shift. lengths: (k,) their steps.
+            member's lanes.
+        raw_returns: the same without the shift.
+        ended: (k,) lanes whose episodes ended in the window, in order of time.
+        episode_returns: (k,) their whole sums without the shift.
+        lengths: (k,) their steps.
         cost: steps, episodes and seconds.
     """
 
@@ -67,8 +72,11 @@ class Evaluation:
     """What :func:`~perturbed.rl.evaluate` returns.
 
     Attributes:
-        mean, std: of the returns; the standard deviation is that of the episodes (divisor E).
-        returns: (E,) float64. lengths: (E,). cost: steps, episodes and seconds.
+        mean: of the returns.
+        std: of the returns, over the episodes (divisor E).
+        returns: (E,) float64.
+        lengths: (E,) steps of the episodes.
+        cost: steps, episodes and seconds.
     """
 
     mean: float
