@@ -162,7 +162,7 @@ def select_add(
 def selection_sum(
     weights: Tensor, key: Tensor, stream: int, first: int, rows: int, size: int, replace: bool
 ) -> Tensor:
-    """S[j, k], the sum over d of weights[d] where pi_d(first + j) is k, in their order: [rows, size].
+    """S[j, k]: the sum of weights[d] over d with pi_d(first + j) = k, in their order: [rows, size].
 
     ``weights`` is [D], and the result has its dtype.
     """
