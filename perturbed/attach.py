@@ -1,12 +1,14 @@
-"""Give every perturbed layer of a model its place in a draw."""
+"""Give every perturbed layer of a model its place in a draw, or its part of given members."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from .nn.base import PerturbedLayer
+from .nn.survey import slot_parameters
+from .noise.explicit import check_members
 from .noise.state import NoiseState
 
 # Parameter (by id) -> id of the slot that it draws from, and the first layer that uses it.
@@ -130,3 +132,46 @@ def _fix_rows(layers: list[PerturbedLayer]) -> None:
         agreed[parameter] = row if agreed.get(parameter, row) == row else None
     for site, parameter, _ in sites:
         site.fixed_row = None if site.state.absolute else agreed[parameter]
+
+
+def match_members(
+    model: nn.Module, tensors: Mapping[str, Tensor], population: int
+) -> tuple[dict[str, Tensor], dict[tuple[PerturbedLayer, str], Tensor]]:
+    """Check members that are given, and say what of them every layer reads; nothing is changed.
+
+    Args:
+        model: with layers of :class:`~perturbed.Explicit` noise.
+        tensors: (D, *shape) of every parameter with noise, by its name in ``model``.
+        population: D.
+
+    Returns:
+        The members by name, and by layer and its own name of a parameter views of them, in the
+        layout of the layer's product.
+
+    Raises:
+        TypeError: no mapping from names to tensors.
+        ValueError: a parameter that is missing or none of the perturbed ones, or a tensor of
+            another shape, dtype, device or layout.
+    """
+    uses = [
+        (layer, key, parameter)
+        for layer in model.modules()
+        if isinstance(layer, PerturbedLayer)
+        for key, parameter in slot_parameters(layer).items()
+        if parameter.requires_grad
+    ]
+    used = {id(parameter) for _, _, parameter in uses}
+    wanted = {n: p for n, p in model.named_parameters() if id(p) in used}
+    names = {id(p): name for name, p in wanted.items()}
+    members = check_members(tensors, wanted, population)
+    matrices = {}
+    for layer, key, parameter in uses:
+        name = names[id(parameter)]
+        try:
+            matrices[layer, key] = layer.member_matrices(key, members[name])
+        except RuntimeError:
+            raise ValueError(
+                f"tensors[{name!r}] must be contiguous in every member, got strides "
+                f"{members[name].stride()} for shape {tuple(members[name].shape)}"
+            ) from None
+    return members, matrices
