@@ -49,13 +49,15 @@ def adam(pm):
 
 
 METHODS = {
-    "spsa": lambda pm: SPSA(pm, 0.05, 0.02),
-    "spsa-adam": lambda pm: SPSA(pm, magn=0.02, opt=adam(pm)),
-    "rdsa": lambda pm: RDSA(pm, 0.05, 0.02),
-    "best-grad": lambda pm: RandomBestGrad(pm, 0.02, adam(pm)),
-    "average-grad": lambda pm: RandomBestGrad(pm, 0.02, adam(pm), avgbest=True),
-    "walk": lambda pm: RandomWalk(pm, 0.05),
-    "walk-2": lambda pm: RandomWalk(pm, 0.02, order=2, stochastic=False),
+    "spsa": lambda pm, **options: SPSA(pm, 0.05, 0.02, **options),
+    "spsa-adam": lambda pm, **options: SPSA(pm, magn=0.02, opt=adam(pm), **options),
+    "rdsa": lambda pm, **options: RDSA(pm, 0.05, 0.02, **options),
+    "best-grad": lambda pm, **options: RandomBestGrad(pm, 0.02, adam(pm), **options),
+    "average-grad": lambda pm, **options: RandomBestGrad(
+        pm, 0.02, adam(pm), avgbest=True, **options
+    ),
+    "walk": lambda pm, **options: RandomWalk(pm, 0.05, **options),
+    "walk-2": lambda pm, **options: RandomWalk(pm, 0.02, order=2, stochastic=False, **options),
 }
 every = pytest.mark.parametrize("name", METHODS)
 
@@ -237,6 +239,127 @@ def test_rows_that_were_replicated_outside_of_the_closure():
     SPSA(pm, 0.05, 0.02).step(lambda: (pm(outside) - 1).square().mean(1))  # needs no such loss
     with pytest.raises(ValueError, match=r"call pm\.replicate .* inside the closure"):
         RandomWalk(pm, 0.05).step(lambda: (pm(outside) - 1).square().mean(1))
+
+
+# ---- several forwards --------------------------------------------------------------------------
+
+
+class Run:
+    """A search, and how many directions its forwards had."""
+
+    def __init__(self, name, **options):
+        self.pm, self.shown = model(), []
+        self.search = METHODS[name](self.pm, **options)
+
+    def step(self):
+        return self.search.step(self.closure)
+
+    def closure(self):
+        self.shown.append(self.pm.directions)
+        return rows(self.pm)
+
+    def outcome(self):
+        search = self.search
+        return [search.evaluations, search.best_loss, *map(torch.clone, search.best())]
+
+
+@every
+@pytest.mark.parametrize("chunk", [1, 4, D, D + 3])
+def test_chunks_give_what_one_forward_gives(name, chunk):
+    one, run = Run(name), Run(name, chunk=chunk)
+    for _ in range(6):
+        one.shown.clear(), run.shown.clear()
+        assert run.step() == one.step()
+        assert torch.equal(flat(run.pm.model), flat(one.pm.model))
+        # Between them, in both, losses without noise: a forward of one direction.
+        cut = [min(chunk, D - first) for first in range(0, D, chunk)]
+        alone = len(one.shown) - 1
+        assert sorted(run.shown) == sorted(cut + [1] * alone)
+    for got, want in zip(run.outcome(), one.outcome(), strict=True):
+        assert torch.equal(got, want) if isinstance(got, torch.Tensor) else got == want
+    assert run.pm.directions == D
+
+
+@every
+def test_a_limit_of_memory_cuts_the_population(name):
+    one, run = Run(name), Run(name, max_memory="1 GB")
+    assert run.search.evaluation.chunk == 2  # the first forward, to learn what one takes
+    for _ in range(3):
+        assert run.step() == one.step()
+    assert run.search.evaluation.chunk == D
+    tight = Run(name, max_memory=1)
+    with pytest.warns(UserWarning, match="a forward of one direction alone takes"):
+        tight.step()
+    for _ in range(2):
+        tight.step()
+    assert tight.search.evaluation.chunk == 1
+    assert torch.equal(flat(tight.pm.model), flat(one.pm.model))
+    again = Run(name, max_memory=1)
+    again.search.load_state_dict(tight.search.state_dict())
+    again.pm.model.load_state_dict(tight.pm.model.state_dict())
+    assert again.search.evaluation.chunk == 1
+    assert again.step() == one.step()
+
+
+@every
+def test_a_forward_that_fails_in_the_middle_changes_nothing(name):
+    one, run = Run(name), Run(name, chunk=2)
+    x, noise, forwards = flat(run.pm.model).clone(), run.pm.get_extra_state(), 0
+
+    def closure():
+        nonlocal forwards
+        forwards += run.pm.directions == 2
+        if forwards == 2:
+            raise KeyError("the data are gone")
+        return rows(run.pm)
+
+    with pytest.raises(KeyError):
+        run.search.step(closure)
+    assert forwards == 2
+    assert torch.equal(flat(run.pm.model), x)
+    assert run.pm.get_extra_state() == noise
+    assert run.pm.directions == D
+    assert run.step() == one.step()
+
+
+@every
+def test_a_closure_that_draws_is_refused(name):
+    run, twin = Run(name), Run(name)
+
+    def closure():
+        run.pm.set_noise()
+        return rows(run.pm)
+
+    with pytest.raises(ValueError, match="it drew other noise"):
+        run.search.step(closure)
+    assert run.step() == twin.step()
+
+
+def test_memory_that_has_run_out_is_explained():
+    run = Run("spsa")
+
+    def closure():
+        raise MemoryError
+
+    with pytest.raises(RuntimeError, match="give the optimizer chunk="):
+        run.search.step(closure)
+
+
+def test_chunk_and_max_memory_are_checked():
+    pm = model()
+    with pytest.raises(ValueError, match="chunk must be at least 1 direction, got 0"):
+        SPSA(pm, chunk=0)
+    with pytest.raises(ValueError, match="must not both be given"):
+        RandomWalk(pm, chunk=2, max_memory="1 GB")
+    with pytest.raises(ValueError, match="max_memory"):
+        RandomBestGrad(pm, max_memory="many")
+    with pytest.raises(TypeError, match="chunk"):
+        RDSA(pm, chunk=2.5)
+    plain = [nn.Parameter(torch.zeros(2))]
+    for kind in (SPSA, RDSA, RandomWalk, RandomBestGrad):
+        for options in ({"chunk": 2}, {"max_memory": 100}):
+            with pytest.raises(ValueError, match="bound the forwards of a PerturbedModel"):
+                kind(plain, **options)
 
 
 def test_arguments_are_checked():

@@ -110,14 +110,14 @@ class Evaluation(Share):
         max_memory is repeated with half its directions.
         """
         if not self.bounded:
-            return self._call(closure)
+            return self.call(closure)
         parts: list[Tensor] = []
         repeats: set[int] = set()
         done = 0
         while done < self.split.count:
             try:
                 with self._window(done) as count:
-                    values = self._call(closure)
+                    values = self.call(closure)
                     parts.append(member_values(values, self.pm, device))
             except RuntimeError as error:
                 shown = min(self.chunk, self.split.count - done)
@@ -142,13 +142,25 @@ class Evaluation(Share):
             )
         return torch.cat(parts, 1)
 
-    def _call(self, closure: Callable[[], Any]) -> Any:
+    def call(self, closure: Callable[[], Any]) -> Any:
+        """Return what ``closure`` says of the directions that are shown.
+
+        Raises:
+            ValueError: the closure draws other noise.
+        """
+        draw = None if self.pm.state.absolute else self.pm.get_extra_state()
         try:
-            return closure()
+            values = closure()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             raise with_advice(error, self._advice()) from error
+        if draw is not None and self.pm.get_extra_state() != draw:
+            raise ValueError(
+                "closure must score the noise that the step has drawn, but it drew other noise: "
+                "it needs no pm.set_noise(), set_seed() or set_noise_scale()"
+            )
+        return values
 
     def _advice(self) -> str:
         shown = self.pm.directions

@@ -187,14 +187,7 @@ class EvolutionStrategy(PopulationOptimizer):
         return self.evaluation.windows()
 
     def _score(self, closure: Callable[..., Any]) -> Any:
-        draw = self.pm.get_extra_state()
-        values = self.evaluation.score(closure, self._parameters()[0].device)
-        if self.pm.get_extra_state() != draw:
-            raise ValueError(
-                "closure must score the noise that the step has drawn, but it drew other noise: "
-                "it needs no pm.set_noise(), set_seed() or set_noise_scale()"
-            )
-        return values
+        return self.evaluation.score(closure, self._parameters()[0].device)
 
     def _members(self, values: Any) -> Tensor:
         self._check_sigma(self.pm.sigma)

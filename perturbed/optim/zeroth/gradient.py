@@ -29,6 +29,8 @@ class GradientSearch(PopulationSearch):
         accumulate: add to what is in ``.grad`` instead of replacing it.
         seed: of the random numbers.
         count: candidates of a draw.
+        chunk: directions of a forward, at most, of a PerturbedModel.
+        max_memory: bytes that a forward of it may take.
 
     Raises:
         TypeError: arguments of another type.
@@ -43,12 +45,14 @@ class GradientSearch(PopulationSearch):
         accumulate: bool,
         seed: int | None,
         count: int | None,
+        chunk: int | None = None,
+        max_memory: int | float | str | None = None,
     ) -> None:
         """Check the arguments; nothing is evaluated yet."""
         self.accumulate = check_flag("accumulate", accumulate)
         self.opt: torch.optim.Optimizer | None = None
         self._estimate: Point | None = None  # of the step under way
-        super().__init__(params, defaults, seed, count)
+        super().__init__(params, defaults, seed, count, chunk, max_memory)
         if opt is not None:
             self.opt = check_optimizer(opt, [p for _, p in self._trained()])  # type: ignore[misc]
 

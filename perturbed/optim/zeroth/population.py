@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...model import PerturbedModel
 from ..base import member_values
+from ..evaluation import Evaluation
 from ..strategy import perturbed_parameters
 from .base import Point, ScalarOptimizer
 from .closure import Closure, call
@@ -41,7 +42,8 @@ class PopulationSearch(ScalarOptimizer):
     layers, whose sigma the search sets. It is called for all members at once, and, where a method
     needs the loss of a single point, for one direction without noise: so it calls ``pm.replicate``
     itself. Everything else is what the search does with the parameters of ``pm.member(d, sign)``
-    one after the other; losses are those of another order of sums.
+    one after the other; losses are those of another order of sums. With ``chunk`` or ``max_memory``
+    the closure is called for some members at a time; see ``docs/memory.md``.
 
     Args:
         params: parameters, groups of them, or a PerturbedModel, whose perturbed parameters then are
@@ -49,21 +51,39 @@ class PopulationSearch(ScalarOptimizer):
         defaults: options of groups.
         seed: of the random numbers; those of a PerturbedModel have its own.
         count: candidates of a draw.
+        chunk: directions of a forward, at most; None for all.
+        max_memory: bytes that a forward may take, a number or a text such as "4 GB"; the chunk then
+            follows from what forwards take.
 
     Attributes:
         pm: the PerturbedModel, or None.
+        evaluation: in which forwards its members are scored, or None.
 
     Raises:
-        ValueError: a PerturbedModel of Explicit layers.
+        TypeError: chunk or max_memory of another type.
+        ValueError: a PerturbedModel of Explicit layers; chunk below 1, beside max_memory, or either
+            without a PerturbedModel.
     """
 
     def __init__(
-        self, params: Any, defaults: dict[str, Any], seed: int | None, count: int | None
+        self,
+        params: Any,
+        defaults: dict[str, Any],
+        seed: int | None,
+        count: int | None,
+        chunk: int | None = None,
+        max_memory: int | float | str | None = None,
     ) -> None:
         """Check the arguments; nothing is drawn yet."""
         self.pm = params if isinstance(params, PerturbedModel) else None
+        self.evaluation: Evaluation | None = None
         self._tries: Tries | None = None
         if self.pm is None:
+            if chunk is not None or max_memory is not None:
+                raise ValueError(
+                    "chunk and max_memory bound the forwards of a PerturbedModel; plain parameters "
+                    "are tried one point at a time, and they must be None"
+                )
             self.count = 1 if count is None else count
         else:
             if self.pm.state.absolute:
@@ -71,6 +91,7 @@ class PopulationSearch(ScalarOptimizer):
                     "params: the layers of a PerturbedModel must have noise, got members that are "
                     "given (Explicit)"
                 )
+            self.evaluation = Evaluation(self.pm, chunk, max_memory, False, "full")
             self.count = self.pm.population
             params = perturbed_parameters(self.pm)
         super().__init__(params, defaults, seed)
@@ -97,10 +118,10 @@ class PopulationSearch(ScalarOptimizer):
             )
 
     def _run(self, home: Point, closure: Closure) -> tuple[Point, float]:
-        if self.pm is None:
+        if self.evaluation is None:
             self._tries = Looped(self, closure)
         else:
-            self._tries = Batched(self, self.pm, closure)
+            self._tries = Batched(self, self.evaluation, closure)
         try:
             return self._search(home, self._tries.single)
         finally:
@@ -123,13 +144,17 @@ class PopulationSearch(ScalarOptimizer):
             self.pm.set_extra_state(noise)
 
     def _others(self) -> dict[str, Any]:
-        noise = {} if self.pm is None else {"noise": self.pm.get_extra_state()}
-        return {**super()._others(), **noise}
+        own: dict[str, Any] = {}
+        if self.evaluation is not None:
+            own["noise"] = self.evaluation.pm.get_extra_state()
+            own["memory"] = self.evaluation.memory_state()
+        return {**super()._others(), **own}
 
     def _load_others(self, state: dict[str, Any]) -> None:
         super()._load_others(state)
-        if self.pm is not None:
-            self.pm.set_extra_state(state["noise"])
+        if self.evaluation is not None:
+            self.evaluation.pm.set_extra_state(state["noise"])
+            self.evaluation.load_memory_state(state["memory"])
 
 
 class Looped:
@@ -160,11 +185,12 @@ class Looped:
 
 
 class Batched:
-    """All members of a population in one forward: candidate s D + d is member (s, d)."""
+    """The members of a population, many in a forward: candidate s D + d is member (s, d)."""
 
-    def __init__(self, search: PopulationSearch, pm: PerturbedModel, closure: Closure) -> None:
+    def __init__(self, search: PopulationSearch, evaluation: Evaluation, closure: Closure) -> None:
         """Store the arguments."""
-        self.search, self.pm, self.closure = search, pm, closure
+        self.search, self.evaluation, self.pm = search, evaluation, evaluation.pm
+        self.closure = functools.partial(call, closure)
 
     def single(self, point: Point) -> float:
         """See :class:`Tries`; one direction, all of whose signs are alike without noise."""
@@ -175,7 +201,7 @@ class Batched:
         try:
             pm.set_noise_scale(0.0)
             with pm.window(0, 1):
-                loss = float(self._values().mean())
+                loss = float(self._losses(self.evaluation.call(self.closure)).mean())
         finally:
             pm.set_noise_scale(sigma)
         self.search._note(loss, lambda: [p.detach().clone() for p in self._parameters()])
@@ -187,8 +213,8 @@ class Batched:
         self.search._place(centre)
         self.pm.set_noise(scales[0])
         self.like = centre
-        values = self._values()
-        self.signs = len(values)
+        device = self._parameters()[0].device
+        values = self._losses(self.evaluation.score(self.closure, device))
         losses = values.flatten().tolist()
         for k, loss in enumerate(losses):
             self.search._note(loss, functools.partial(self._member, k))
@@ -216,10 +242,10 @@ class Batched:
             for p, grad in zip(parameters, held, strict=True):
                 p.grad = grad
 
-    def _values(self) -> Tensor:
-        """Return the members' losses, (S, D), on the CPU."""
+    def _losses(self, values: Any) -> Tensor:
+        """Bring what the closure returned to losses of members, (S, D), on the CPU."""
         device = self._parameters()[0].device
-        return member_values(call(self.closure), self.pm, device).double().cpu()
+        return member_values(values, self.pm, device).double().cpu()
 
     def _parameters(self) -> list[Tensor]:
         return [p for _, p in self.search._trained()]

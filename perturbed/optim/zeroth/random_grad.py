@@ -112,12 +112,16 @@ class RandomBestGrad(GradientSearch):
         lr: factor of the gradient.
         accumulate: add to what is in ``.grad`` instead of replacing it.
         seed: of the random numbers.
+        chunk: directions of a forward of the PerturbedModel, at most: the closure is then called
+            several times, each time for others and with the same data. Default: all.
+        max_memory: bytes that a forward may take, a number or a text such as "4 GB"; the chunk then
+            follows from what forwards take.
 
     Raises:
         TypeError: arguments of another type.
         ValueError: bestof below 1, magn not above 0, lr negative, an unknown sampler, no parameter
             that requires grad, an optimizer of other parameters; bestof or sampler beside a
-            PerturbedModel.
+            PerturbedModel; chunk below 1, beside max_memory, or either without a PerturbedModel.
 
     Example:
         >>> import torch, perturbed
@@ -145,13 +149,15 @@ class RandomBestGrad(GradientSearch):
         lr: float = 1.0,
         accumulate: bool = False,
         seed: int | None = 0,
+        chunk: int | None = None,
+        max_memory: int | float | str | None = None,
     ) -> None:
         """Check the arguments; nothing is evaluated yet."""
         count = 10 if bestof is None else as_count("bestof", bestof)
         self.avgbest = check_flag("avgbest", avgbest)
         self.negate_worst = check_flag("negate_worst", negate_worst)
         defaults = {"lr": lr, "magn": magn, "sampler": "normal" if sampler is None else sampler}
-        super().__init__(params, defaults, opt, accumulate, seed, count)
+        super().__init__(params, defaults, opt, accumulate, seed, count, chunk, max_memory)
         self._refuse({"bestof": bestof, "sampler": sampler})
 
     def _search(self, home: Point, trial: Trial) -> tuple[Point, float]:

@@ -60,11 +60,16 @@ class RandomWalk(PopulationSearch):
         literal_wd: parameters are multiplied by 1 - literal_wd in each try.
         sampler: a name of ``SAMPLERS`` or a function (tensor, generator) -> tensor; None: "normal".
         seed: of the random numbers.
+        chunk: directions of a forward of the PerturbedModel, at most: the closure is then called
+            several times, each time for others and with the same data. Default: all.
+        max_memory: bytes that a forward may take, a number or a text such as "4 GB"; the chunk then
+            follows from what forwards take.
 
     Raises:
         TypeError: arguments of another type.
         ValueError: numbers out of range, an unknown sampler, no parameter that requires grad;
-            best_of, sampler, L1 or L2 beside a PerturbedModel.
+            best_of, sampler, L1 or L2 beside a PerturbedModel; chunk below 1, beside max_memory, or
+            either without a PerturbedModel.
 
     Example:
         >>> import torch
@@ -95,6 +100,8 @@ class RandomWalk(PopulationSearch):
         literal_wd: float = 0.0,
         sampler: Sampler | None = None,
         seed: int | None = 0,
+        chunk: int | None = None,
+        max_memory: int | float | str | None = None,
     ) -> None:
         """Check the arguments; nothing is evaluated yet."""
         self.order = as_count("order", order)
@@ -113,7 +120,7 @@ class RandomWalk(PopulationSearch):
         #: Directions that are kept.
         self.levels = max(self.order - 1, 1 if self.momentum or self.retries else 0)
         defaults = {"lr": lr, "sampler": "normal" if sampler is None else sampler}
-        super().__init__(params, defaults, seed, count)
+        super().__init__(params, defaults, seed, count, chunk, max_memory)
         penalties = {"L1": L1 or None, "L2": L2 or None}
         self._refuse({"best_of": best_of, "sampler": sampler, **penalties})
 

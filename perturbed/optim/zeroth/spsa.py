@@ -59,12 +59,17 @@ class SPSA(GradientSearch):
         magn_decay: exponent of c.
         stability: Spall's A.
         seed: of the random numbers.
+        chunk: directions of a forward of the PerturbedModel, at most: the closure is then called
+            several times, each time for others and with the same data. Default: all.
+        max_memory: bytes that a forward may take, a number or a text such as "4 GB"; the chunk then
+            follows from what forwards take.
 
     Raises:
         TypeError: arguments of another type.
         ValueError: numbers out of range, an unknown formula or sampler, a sampler that the formula
             does not allow, no parameter that requires grad, an optimizer of other parameters, grad
-            beside opt; n or sampler beside a PerturbedModel, or one without antithetic pairs.
+            beside opt; n or sampler beside a PerturbedModel, or one without antithetic pairs;
+            chunk below 1, beside max_memory, or either without a PerturbedModel.
 
     Example:
         >>> import torch
@@ -92,6 +97,8 @@ class SPSA(GradientSearch):
         magn_decay: float = 0.0,
         stability: float = 0.0,
         seed: int | None = 0,
+        chunk: int | None = None,
+        max_memory: int | float | str | None = None,
     ) -> None:
         """Check the arguments; nothing is evaluated yet."""
         if formula not in FORMULAS:
@@ -107,7 +114,14 @@ class SPSA(GradientSearch):
         usual = "rademacher" if formula == "spsa" else "normal"
         chosen = usual if sampler is None else sampler
         super().__init__(
-            params, {"lr": lr, "magn": magn, "sampler": chosen}, opt, accumulate, seed, count
+            params,
+            {"lr": lr, "magn": magn, "sampler": chosen},
+            opt,
+            accumulate,
+            seed,
+            count,
+            chunk,
+            max_memory,
         )
         self._refuse({"n": n, "sampler": sampler})
         if self.pm is not None:
