@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -19,8 +20,10 @@ from bench.report import duration, ratio, table
 from bench.variance import Cosine
 
 BLOCK = re.compile(r"(<!-- bench: ([a-z]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
-PAGES = tuple(
-    ROOT / "docs" / name for name in ("noise.md", "memory.md", "distributed.md", "scaling.md")
+PAGES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("noise", "memory", "distributed", "scaling")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("optimizers", "howto/convert")),
 )
 Column = tuple[str, Callable[[Result], bool], Callable[[Result], str]]
 
@@ -67,7 +70,8 @@ class Measured:
 
     def machine(self) -> str:
         files = " and ".join(f"`bench/results/{name}`" for name in self.names)
-        return f"{report.machine_line(self.facts)}. All of it: {files}."
+        text = f"{report.machine_line(self.facts)}. All of it: {files}."
+        return textwrap.fill(text, 110, break_long_words=False, break_on_hyphens=False)
 
     def costs(self) -> str:
         """One layer: multiples of the unperturbed forward."""
@@ -84,6 +88,58 @@ class Measured:
         columns += [column("linear", "step", n, "R=1") for n in (256, 1024)]
         columns += [column("update", "update", 1024, "R=1")]
         return self._pivot("noise", self._methods("linear", "Naive", "Loop"), columns)
+
+    def layer(self) -> str:
+        """One layer of 1024 x 1024, the beginning of README.md: times."""
+
+        def column(view: str) -> Column:
+            wanted = ("linear", view)
+            case = "1024x1024, R=1 "
+            return (
+                view,
+                lambda r: (r.suite, r.view) == wanted and r.case.startswith(case),
+                lambda r: duration(r.median_s),
+            )
+
+        held = ("noise held", column("step")[1], lambda r: report.size(r.noise_bytes))
+        few = ("Naive", "Loop", "LowRank(4)", "LowRank(1, 'rademacher')")
+        shown = self._methods("linear", *few, "Permuted('both')", "SignFlip('both')")
+        return self._pivot("noise", shown, [column("forward"), column("step"), held])
+
+    def step(self) -> str:
+        """A training step of the policy network beside other systems."""
+        step = lambda r: (r.suite, r.view) == ("network", "step")  # noqa: E731
+        columns: list[Column] = [
+            ("step", step, lambda r: duration(r.median_s)),
+            ("times base", step, lambda r: ratio(r.times_base)),
+            ("noise held", step, lambda r: report.size(r.noise_bytes)),
+        ]
+        names = ("Base", "LowRank(1)", "Dense('rademacher')", "Dense('normal')")
+        methods = self._methods("network", "centred ranks, Adam")
+        shown = [m for m in methods if m in names or "(" not in m]
+        return self._pivot("", shown, columns)
+
+    def resnet(self) -> str:
+        """The forward of whole models: times and multiples."""
+        columns: list[Column] = []
+        for case in dict.fromkeys(r.case for r in self.results if r.suite == "models"):
+            wanted = lambda r, case=case: (  # noqa: E731
+                (r.suite, r.view, r.case) == ("models", "forward", case)
+            )
+            short = case.split(",")[0]
+            columns.append((f"{short}: forward", wanted, lambda r: duration(r.median_s)))
+            columns.append((f"{short}: times base", wanted, lambda r: ratio(r.times_base)))
+        return self._pivot("noise", self._methods("models"), columns)
+
+    def swarm(self) -> str:
+        """The move of a swarm of particles beside the same in plain torch."""
+        columns: list[Column] = []
+        for case in dict.fromkeys(r.case for r in self.results if r.suite == "pso"):
+            wanted = lambda r, case=case: (  # noqa: E731
+                (r.suite, r.view, r.case) == ("pso", "update", case)
+            )
+            columns.append((case, wanted, lambda r: duration(r.median_s)))
+        return self._pivot("", ["PSO", "Naive"], columns)
 
     def network(self) -> str:
         """A training step of the policy network, and its parts."""
@@ -152,6 +208,10 @@ class Measured:
 
         return {
             "costs": ("linear", self.costs),
+            "layer": ("linear", self.layer),
+            "step": ("network", self.step),
+            "resnet": ("models", self.resnet),
+            "swarm": ("pso", self.swarm),
             "network": ("network", self.network),
             "eggroll": ("eggroll", self.eggroll),
             "nesgpu": ("nesgpu", self.nesgpu),

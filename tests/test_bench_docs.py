@@ -108,3 +108,13 @@ def test_every_block_of_the_page_can_be_made(measured):
     assert len(names) == page.count("<!-- /bench -->") == 6
     updated = docs.update(page, measured)
     assert updated.count("abacus") == 1
+
+
+@pytest.mark.parametrize("page", docs.PAGES, ids=lambda page: page.stem)
+def test_tables_are_those_of_the_files_that_the_page_names(page):
+    text = page.read_text()
+    files = re.findall(r"`(bench/results/[\w.-]+\.json)`", text)
+    if "<!-- bench: machine -->" in text:
+        assert docs.update(text, docs.Measured(*(docs.ROOT / file for file in files))) == text
+    else:
+        assert not files
