@@ -480,3 +480,10 @@ def test_messages_name_the_argument_members(kind):
         kind(nn.Linear(2, 1), members=0)
     with pytest.raises(TypeError, match=r"^members must be an int"):
         kind(nn.Linear(2, 1), members=2.0)
+
+
+def test_one_member_has_nothing_to_be_compared_with():
+    with pytest.raises(ValueError, match="nes_utilities compares members, and one alone"):
+        SNES(nn.Linear(2, 1), members=1)
+    with pytest.raises(ValueError, match="members must be even to be mirrored, got 1"):
+        PGPE(nn.Linear(2, 1), members=1)

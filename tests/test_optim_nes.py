@@ -550,3 +550,25 @@ def test_a_state_of_another_kind_of_run_is_refused():
         ars.load_state_dict(nes.state_dict())
     with pytest.raises(ValueError, match="state is of maximize False, this one is True"):
         raised.load_state_dict(nes.state_dict())
+
+
+@pytest.mark.parametrize("shaping", sorted(SHAPINGS))
+def test_one_member_has_nothing_to_be_compared_with(shaping):
+    net = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    pm = PerturbedModel(perturbed.convert(net, 1), 1, antithetic=False, sigma=0.1)
+    x, before = torch.ones(1, 2), net.weight.clone()
+    if shaping == "identity":  # the one that weighs a loss by itself
+        NES(pm, optimizer, shaping=shaping).step(lambda: pm(x)[:, 0] - 5)
+        assert not torch.equal(net.weight, before)
+        return
+    with pytest.raises(ValueError, match=f"{shaping} compares members, and one alone"):
+        NES(pm, optimizer, shaping=shaping)
+    # Where the rows say how many members there are, they are known with the losses.
+    pm = PerturbedModel(net, 1, sigma=0.1)
+    nes = NES(pm, optimizer, shaping=shaping)
+    with pytest.raises(ValueError, match=f"{shaping} compares members, and one alone"):
+        nes.step(lambda: pm(x)[:, 0])
+    assert (nes.steps, pm.state.generation) == (0, -1)
+    nes.step(lambda: pm(x.expand(2, 2))[:, 0])  # a pair: one compares with the other
+    assert not torch.equal(net.weight, before)

@@ -1,5 +1,7 @@
 """Swarm: parameters as one matrix, the model that sees them, and ways to score."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -200,3 +202,39 @@ def test_a_parameter_frozen_on_the_way_is_named(kind, converted):
     net.bias.requires_grad_(True)
     swarm.step(closure)
     assert swarm.steps == 2
+
+
+@pytest.mark.parametrize("converted", [True, False])
+def test_a_model_that_was_converted_since_is_named(converted):
+    net = nn.Linear(2, 1)
+    model = net
+    if converted:
+        model = perturbed.PerturbedModel(perturbed.convert(net, 4, perturbed.Explicit()), 4)
+    pso = perturbed.PSO(model, 4)
+    net.double()
+    message = "weight was torch.float32 on cpu when the optimizer was made and is torch.float64"
+    with pytest.raises(ValueError, match=message):
+        pso.step(lambda *_: torch.ones(4))
+    with pytest.raises(ValueError, match=message):
+        pso.ask()
+    assert pso.steps == 0
+    net.float()
+    pso.step(lambda *_: torch.ones(4) if converted else 1.0)
+
+
+@pytest.mark.parametrize("kind", [perturbed.PSO, perturbed.SNES])
+@pytest.mark.parametrize("lost", ["free_memory", "deepcopy"])
+def test_members_lost_between_ask_and_tell_come_back_with_ask(kind, lost):
+    net = perturbed.convert(nn.Linear(2, 1), 4, perturbed.Explicit())
+    optimizer = kind(perturbed.PerturbedModel(net, 4))
+    optimizer.ask()
+    if lost == "deepcopy":
+        optimizer = copy.deepcopy(optimizer)
+    else:
+        optimizer.swarm.pm.free_memory()
+    pm, x = optimizer.swarm.pm, torch.ones(4, 2)
+    with pytest.raises(RuntimeError, match=r"call set_members\(\), or ask\(\) of the optimizer"):
+        pm(x)
+    assert optimizer.ask() is not None
+    optimizer.tell(pm(x).square().mean(1))
+    assert optimizer.steps == 1

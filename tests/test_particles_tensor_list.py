@@ -209,6 +209,17 @@ def test_masks_and_where():
             function(x, y)
 
 
+def test_the_truth_of_masks_is_refused_and_that_of_a_list_is_not():
+    x = make()
+    with pytest.raises(ValueError, match=r"truth of masks is ambiguous: flatten\(\).all\(\)"):
+        bool(x > 0)
+    with pytest.raises(ValueError, match="truth of masks"):
+        assert not x.isfinite() or x.eq(0)
+    assert not (x > torch.inf).flatten().any()
+    assert x
+    assert not x[:0]
+
+
 @pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.int64], ids=str)
 def test_reductions_are_those_of_the_vector(dtype, device):

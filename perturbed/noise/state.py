@@ -86,7 +86,7 @@ class NoiseState:
 
     def move(self, seed: int, generation: int, sigma: float) -> None:
         """Go to any draw; noise held of another one is dropped."""
-        seed, sigma = check_seed(seed), check_sigma(sigma)
+        seed, sigma = as_seed(seed), check_sigma(sigma)
         generation = as_int("generation", generation)
         if (seed, generation) != (self.seed, self.generation):
             self.held.clear()
@@ -173,7 +173,10 @@ class NoiseState:
     def undrawn(self) -> str:
         """Say what is missing while ``drawn`` is False."""
         if self.absolute:
-            return "no members have been given yet: call set_members() first"
+            return (
+                "no members have been given yet, or copying or freeing memory let them go: call "
+                "set_members(), or ask() of the optimizer that moves them"
+            )
         return "no noise has been drawn yet: call set_noise() first"
 
     # ---- rows and members ----------------------------------------------------------------------
@@ -276,6 +279,11 @@ def check_seed(seed: int | None) -> int:
     """Return ``seed``, or one from the operating system for None."""
     if seed is None:
         return secrets.randbits(63)
+    return as_seed(seed)
+
+
+def as_seed(seed: int) -> int:
+    """Return a seed that is known, as that of a saved state: None is none."""
     seed = as_int("seed", seed)
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed must fit in 64 bits, got {seed}")

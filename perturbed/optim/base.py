@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .. import _C
 from ..description import describe, outline
 from ..model import PerturbedModel
+from ..noise.state import as_seed
 from .share import Share
 
 
@@ -75,7 +76,7 @@ class PopulationOptimizer(ABC):
 
     @abstractmethod
     def _state(self) -> dict[str, Any]:
-        """Return the entries of ``state_dict`` beside the counters."""
+        """Return the entries of ``state_dict`` beside the counters; its tensors are copied."""
 
     @abstractmethod
     def _load_state(self, state: dict[str, Any]) -> None:
@@ -161,7 +162,7 @@ class PopulationOptimizer(ABC):
         if self._agreed or processes is None:
             return
         own = {name: value for name, value in vars(self).items() if not name.startswith("_")}
-        state = self.state_dict()
+        state = self._entries()
         state.pop("memory", None)  # what this process's share takes
         # What a person recognises comes first: a message shows the first differences alone.
         processes.agree(
@@ -219,8 +220,13 @@ class PopulationOptimizer(ABC):
         """Return what a resumed run needs beside the model's parameters.
 
         Plain numbers and tensors, which ``torch.load(weights_only=True)`` takes. A learning-rate
-        scheduler has a ``state_dict`` of its own.
+        scheduler has a ``state_dict`` of its own. Tensors are copies, but for the torch
+        optimizer's, whose ``state_dict`` shares them.
         """
+        return {n: v if n == "optimizer" else _copied(v) for n, v in self._entries().items()}
+
+    def _entries(self) -> dict[str, Any]:
+        """Return the entries of ``state_dict`` with the tensors that are in use."""
         return {
             "class": type(self).__name__,
             "maximize": self.maximize,
@@ -242,7 +248,7 @@ class PopulationOptimizer(ABC):
             raise TypeError(
                 f"state must be a dict from {name}.state_dict, got {type(state).__name__}"
             )
-        own = self.state_dict()
+        own = self._entries()
         if set(state) != set(own):
             raise ValueError(f"state must have the entries {sorted(own)}, got {sorted(state)}")
         for part in ("class", "maximize"):
@@ -254,6 +260,8 @@ class PopulationOptimizer(ABC):
             missing = set(own.get(part, ())) - set(state.get(part, ()))
             if missing:
                 raise ValueError(f"state[{part!r}] must have the entries {sorted(missing)}")
+        if "noise" in own:
+            as_seed(state["noise"]["seed"])
         self._load_state(state)
         self.evaluation.load_memory_state(state["memory"])
         self._agreed = False
@@ -268,6 +276,13 @@ class PopulationOptimizer(ABC):
             "nonfinite": int(stats["nonfinite"]),
         }
         self._unread = None
+
+
+def _copied(value: Any) -> Any:
+    """Return a value with copies of its tensors, which may be in dictionaries."""
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 # ---- what subclasses check ---------------------------------------------------------------------
@@ -300,9 +315,11 @@ def check_number(
         raise TypeError(f"{name} must be a number, got {value!r}")
     fits = math.isfinite(value) and (low < value if above else low <= value) and value <= high
     if not fits:
-        bound = f"greater than {low:g}" if above else f"at least {low:g}"
-        limit = "" if high == math.inf else f" and at most {high:g}"
-        raise ValueError(f"{name} must be finite and {bound}{limit}, got {value}")
+        bounds = (
+            "" if low == -math.inf else f" and {'greater than' if above else 'at least'} {low:g}"
+        )
+        bounds += "" if high == math.inf else f" and at most {high:g}"
+        raise ValueError(f"{name} must be finite{bounds}, got {value}")
     return float(value)
 
 

@@ -210,7 +210,7 @@ class SeparableSearch(PopulationOptimizer):
         return {
             "optimizer": self.optimizer.state_dict(),
             "noise": {"seed": self.seed, "generation": self._noise.generation},
-            "std": self.std.clone(),
+            "std": self.std,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

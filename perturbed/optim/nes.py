@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..model import PerturbedModel
 from .base import check_number
-from .shaping import Shaping, resolve_shaping
+from .shaping import Shaping, check_comparable, resolve_shaping
 from .strategy import EvolutionStrategy, Stateful
 
 
@@ -106,9 +106,12 @@ class NES(EvolutionStrategy):
             estimate,
         )
         self.shaping = resolve_shaping(shaping)
+        if pm.state.antithetic is False:  # else the rows say how many members there are
+            check_comparable(self.shaping, pm.population)
         self.weight_decay = check_number("weight_decay", weight_decay)
 
     def _estimate(self, losses: Tensor) -> None:
+        check_comparable(self.shaping, losses.numel())
         weights = self.shaping(losses)
         folded = weights[0] - weights[1] if len(weights) == 2 else weights[0]
         # set_grad's E_d includes sigma: one sigma makes eps of it, the other is the estimator's

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .. import _C, _ops
 from ..model import PerturbedModel
 from ..noise.base import OPTIMIZER_ID, STREAM_TRIALS, stream_word
-from ..noise.state import as_int, check_seed
+from ..noise.state import as_int, as_seed, check_seed
 from .base import check_number
 from .composite import Optimizer
 from .crossover import check_crossover, cross
@@ -412,6 +412,7 @@ class SwarmOfOptimizers(Optimizer):
                 f"state_dict must be of positions of shape {shape}, got "
                 f"{tuple(state_dict['positions'].shape)}"
             )
+        seed = as_seed(state_dict["seed"])
         held = self.inner.snapshot()
         try:
             self.inner.load(copy.deepcopy(state_dict["inner"]))
@@ -423,7 +424,7 @@ class SwarmOfOptimizers(Optimizer):
         for name in ("drift", "best_point"):
             if self.progress[name] is not None:
                 self.progress[name] = self.progress[name].to(self.swarm.positions)
-        self.seed = check_seed(state_dict["seed"])
+        self.seed = seed
         self.param_groups = self.inner.groups()
         self._aggregate()
         self.swarm.publish()

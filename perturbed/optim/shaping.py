@@ -145,6 +145,19 @@ def resolve_shaping(shaping: str | Shaping) -> Shaping:
     return fenced
 
 
+def check_comparable(shaping: Shaping, members: int) -> None:
+    """Refuse a population of one where the shaping compares: its weight would be 0 for ever.
+
+    Raises:
+        ValueError: that.
+    """
+    if members == 1 and shaping in (centered_rank, nes_utilities, zscore):
+        raise ValueError(
+            f"{shaping.__name__} compares members, and one alone has nothing to be compared with: "
+            "nothing would ever be learned; use 2 members or more"
+        )
+
+
 def finite_losses(losses: Tensor) -> Tensor:
     """Replace losses that are not finite by the largest finite one; by zeros if there is none."""
     if losses.numel() == 0:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..model import PerturbedModel
 from .base import check_number
 from .distribution import SeparableSearch
-from .shaping import nes_utilities
+from .shaping import check_comparable, nes_utilities
 
 
 class SNES(SeparableSearch):
@@ -101,6 +101,7 @@ class SNES(SeparableSearch):
             max_memory,
             distributed,
         )
+        check_comparable(nes_utilities, self.swarm.particles)
         size = self.std.numel()
         default = (3 + math.log(size)) / (5 * math.sqrt(size))
         self.std_lr = default if std_lr is None else check_number("std_lr", std_lr)

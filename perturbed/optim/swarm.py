@@ -97,6 +97,7 @@ class Swarm:
             )
         else:
             self.evaluation = Share(count, None, distributed)
+        self._kinds = self._read_kinds()
         start = self.read()
         wide = torch.float64 if start.dtype == torch.float64 else torch.float32
         self.positions = start.to(wide).expand(count, -1).contiguous()
@@ -117,8 +118,21 @@ class Swarm:
 
         Parameters of the positions' dtype are views and need no copy, narrower ones are rounded.
         """
+        self._check_kinds()
         if self.pm is not None:
             self._show(self.positions)
+
+    def _read_kinds(self) -> list[tuple[torch.dtype, torch.device]]:
+        return [(p.dtype, p.device) for p in self.parameters.values()]
+
+    def _check_kinds(self) -> None:
+        """Refuse a model that was moved or converted since, whose members would not fit it."""
+        for name, was, now in zip(self.parameters, self._kinds, self._read_kinds(), strict=True):
+            if was != now:
+                raise ValueError(
+                    f"{name} was {was[0]} on {was[1]} when the optimizer was made and is {now[0]} "
+                    f"on {now[1]}; convert or move the model first, and make the optimizer then"
+                )
 
     def _show(self, vectors: Tensor) -> None:
         """Give the PerturbedModel the members that vectors are, (P, N)."""
@@ -194,6 +208,7 @@ class Swarm:
                 f"parameters {frozen} were frozen after the optimizer was made, which moves them; "
                 "make it anew"
             )
+        self._check_kinds()
         shown = self.positions if vectors is None else vectors
         evaluation = self.evaluation
         if hasattr(closure, "evaluate"):  # a pool of any kind

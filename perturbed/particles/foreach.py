@@ -121,13 +121,13 @@ def spread(value: Any, count: int) -> list[Any]:
 
 def unary(op: str, tensors: Sequence[Tensor]) -> list[Tensor]:
     """Apply ``torch._foreach_<op>``."""
-    return list(getattr(torch, f"_foreach_{op}")(list(tensors))) if tensors else []
+    return list(getattr(torch, f"_foreach_{op}")(list(tensors))) if len(tensors) else []
 
 
 def binary(op: str, tensors: Sequence[Tensor], other: Operand) -> list[Tensor]:
     """Return ``op(tensor, other)``; ``op`` is add, sub, mul, div, pow, maximum or minimum."""
     other = operand("other", tensors, other)
-    if not tensors:
+    if len(tensors) == 0:
         return []
     return list(getattr(torch, f"_foreach_{op}")(tensors, _beside(op, tensors, other)))
 
@@ -135,7 +135,7 @@ def binary(op: str, tensors: Sequence[Tensor], other: Operand) -> list[Tensor]:
 def binary_(op: str, tensors: Sequence[Tensor], other: Operand) -> None:
     """Write ``op(tensor, other)`` into the tensors, or raise before any of them has changed."""
     other = operand("other", tensors, other)
-    if not tensors:
+    if len(tensors) == 0:
         return
     check_writable(tensors)
     if not _fits(tensors, other):
@@ -146,7 +146,7 @@ def binary_(op: str, tensors: Sequence[Tensor], other: Operand) -> None:
 def reflected(op: str, tensors: list[Tensor], other: Operand) -> list[Tensor]:
     """Return ``op(other, tensor)`` for sub, div and pow: what torch gives, bit for bit."""
     other = operand("other", tensors, other)
-    if not tensors:
+    if len(tensors) == 0:
         return []
     if not isinstance(other, (list, Tensor)):
         if op == "pow":
@@ -199,7 +199,7 @@ def wide_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
 
 def unary_(op: str, tensors: Sequence[Tensor]) -> None:
     """Apply ``torch._foreach_<op>_``, or raise before any tensor has changed."""
-    if not tensors:
+    if len(tensors) == 0:
         return
     check_writable(tensors)
     if not all(t.is_floating_point() for t in tensors):
@@ -246,7 +246,7 @@ def lerp(op: str, tensors: Sequence[Tensor], end: Any, weight: Operand) -> list[
     weight = operand("weight", tensors, weight)
     if op.endswith("_"):
         check_writable(tensors)
-    if not tensors:
+    if len(tensors) == 0:
         return []
     if isinstance(weight, Tensor):
         weight = [weight] * len(tensors)
@@ -267,7 +267,7 @@ def fused(op: str, tensors: Sequence[Tensor], a: Any, b: Any, value: Operand) ->
         raise TypeError("value must be a number or a sequence of numbers, got tensors")
     if op.endswith("_"):
         check_writable(tensors)
-    return (getattr(torch, f"_foreach_{op}")(tensors, a, b, value) or []) if tensors else []
+    return (getattr(torch, f"_foreach_{op}")(tensors, a, b, value) or []) if len(tensors) else []
 
 
 def copy_(tensors: Sequence[Tensor], other: Iterable[Tensor]) -> None:

@@ -85,7 +85,7 @@ class Reductions(list[Tensor]):
 
         The inverse is :meth:`~perturbed.particles.TensorList.from_vector`.
         """
-        if not self:
+        if len(self) == 0:
             return torch.empty(0)
         return torch.cat([t.reshape(-1).to(self[0].device) for t in self])
 

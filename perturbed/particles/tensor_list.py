@@ -83,7 +83,7 @@ class TensorList(Reductions):
     In everything else it is a ``list`` (append, iteration, pickling; optimizers and
     ``torch._foreach_*`` take it). Mind that ``+`` and ``*`` are not concatenation and repetition:
     that is ``extend``. ``< <= > >=`` give masks for :meth:`where`; ``==`` is refused, because it
-    could mean :meth:`eq` or :meth:`equals`.
+    could mean :meth:`eq` or :meth:`equals`, and so is the truth of masks (``if x > 0:``).
 
     Args:
         tensors: any sequence of tensors. They are held, not copied.
@@ -200,6 +200,13 @@ class TensorList(Reductions):
 
     def __ne__(self, other: object) -> bool:
         raise TypeError("!= on a TensorList is ambiguous: ne() gives masks, equals() one answer")
+
+    def __bool__(self) -> bool:
+        if any(t.dtype == torch.bool for t in self):
+            raise ValueError(
+                "the truth of masks is ambiguous: flatten().all() or flatten().any() is one answer"
+            )
+        return len(self) > 0
 
     def where(self, condition: Operand, other: Operand) -> TensorList:
         """Return ``self`` where ``condition`` holds, else ``other``.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from ..distributed import Processes
 from ..noise.state import as_count
+from ..optim.base import check_number
 from .env import kind
 from .moments import Moments, exact_sum, merged, moments
 
@@ -78,9 +78,7 @@ class ObservationNorm(nn.Module):
         """Start without data."""
         super().__init__()
         self.size = as_count("size", size)
-        if not math.isfinite(eps) or eps < 0:
-            raise ValueError(f"eps must be finite and at least 0, got {eps}")
-        self.eps = eps
+        self.eps = check_number("eps", eps)
         self.held = False
         for name, part in zip(_PARTS, self._zeros("cpu"), strict=True):
             self.register_buffer(name, part)

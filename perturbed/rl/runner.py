@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..model import PerturbedModel
 from ..noise.state import as_count, check_seed
+from ..optim.base import check_number
 from .actor import Actor, leaves
 from .env import BatchEnv, kind
 from .lanes import Lanes
@@ -103,13 +104,11 @@ class Rollout:
             pm = policy
         if pm is not None and not isinstance(pm, PerturbedModel):
             raise TypeError(f"pm must be a PerturbedModel, got {type(pm).__name__}")
-        if not math.isfinite(reward_shift):
-            raise ValueError(f"reward_shift must be finite, got {reward_shift}")
         limit = env.max_steps if max_steps is None else as_count("max_steps", max_steps)
         self.env, self.pm, self.norm, self.sync = env, pm, norm, sync
         self.seed = check_seed(seed)
         self.generation = None if generation is None else check_seed(generation)
-        self.reward_shift = float(reward_shift)
+        self.reward_shift = check_number("reward_shift", reward_shift, low=-math.inf)
         self.max_steps = min(limit, env.max_steps)
         self._actor = Actor(policy, policy if pm is None else pm, env, norm, state, act)
         self._lanes = Lanes(env.lanes, pm, seeds, env.device)

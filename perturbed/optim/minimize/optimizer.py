@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ... import _C
 from ...model import PerturbedModel
-from ...noise.state import as_int, check_seed
+from ...noise.state import as_int, as_seed, check_seed
 from ..base import check_number
 from ..zeroth.closure import Closure, check_closure
 from .bounds import bound_vectors, check_names
@@ -316,16 +316,18 @@ class Minimize(torch.optim.Optimizer):
         """Continue from :meth:`state_dict`, bit for bit if the parameters are restored as well.
 
         Raises:
+            TypeError: counters or a seed that are no integers.
             ValueError: entries missing, or groups of other sizes.
         """
         missing = [name for name in NUMBERS if name not in state_dict]
         if missing:
             raise ValueError(f"state_dict must have the entries {list(NUMBERS)}, {missing} missing")
+        steps = as_int("steps", state_dict["steps"])
+        evaluations = as_int("evaluations", state_dict["evaluations"])
+        best_loss, seed = float(state_dict["best_loss"]), as_seed(state_dict["seed"])
         super().load_state_dict(state_dict)
-        self.steps = as_int("steps", state_dict["steps"])
-        self.evaluations = as_int("evaluations", state_dict["evaluations"])
-        self.best_loss = float(state_dict["best_loss"])
-        self.seed = check_seed(state_dict["seed"])
+        self.steps, self.evaluations = steps, evaluations
+        self.best_loss, self.seed = best_loss, seed
 
     def __getstate__(self) -> dict[str, Any]:
         """Take along what this class holds, which torch's does not; its hooks stay behind."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ... import _C, _ops
 from ...model import PerturbedModel
 from ...noise.base import OPTIMIZER_ID, STREAM_SWARM_JIGGLE, stream_word
-from ...noise.state import check_seed
+from ...noise.state import as_seed, check_seed
 from ..base import PopulationOptimizer, check_number, to_numbers
 from ..swarm import Swarm
 from .classic import Constriction, Inertia
@@ -373,19 +373,18 @@ class PSO(PopulationOptimizer):
         return {name: getattr(flight, name) for name in names}
 
     def _state(self) -> dict[str, Any]:
-        # Copies: a state that is held must not move on with the swarm.
         return {
             "variant": type(self.variant).__name__,
             "seed": self.seed,
-            "swarm": {name: tensor.clone() for name, tensor in self._tensors().items()},
-            "extra": {name: tensor.clone() for name, tensor in self.flight.extra.items()},
+            "swarm": self._tensors(),
+            "extra": dict(self.flight.extra),
         }
 
     def _load_state(self, state: dict[str, Any]) -> None:
         own = type(self.variant).__name__
         if state["variant"] != own:
             raise ValueError(f"state must be of the variant {own}, got {state['variant']!r}")
-        seed = check_seed(state["seed"])
+        seed = as_seed(state["seed"])
         pairs = []
         for part, mine in (("swarm", self._tensors()), ("extra", self.flight.extra)):
             theirs = state[part]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...noise.state import check_seed
+from ...noise.state import as_seed, check_seed
 from .checks import check_flag as check_flag
 from .closure import Closure, call, check_closure, to_loss
 from .samplers import CANDIDATES, Source, sample
@@ -370,7 +370,7 @@ class ScalarOptimizer(torch.optim.Optimizer, ABC):
                 f"state_dict must be of parameters of shapes {shapes}, got "
                 f"{progress['trained']['shapes']}"
             )
-        check_seed(state_dict["seed"])
+        as_seed(state_dict["seed"])
         before = self.state_dict()
         try:
             self._load(state_dict)
