@@ -35,6 +35,14 @@ $(VENV)/.requirements: requirements.txt
 	$(VENV)/bin/python -m pip install --quiet -r requirements.txt
 	touch $@
 
+# The site's packages, for `make docs` alone.
+ifdef ENVIRONMENT
+  ENVIRONMENT_DOCS := $(VENV)/.requirements-docs
+endif
+$(VENV)/.requirements-docs: docs/requirements.txt $(ENVIRONMENT)
+	$(VENV)/bin/python -m pip install --quiet -c requirements.txt -r docs/requirements.txt
+	touch $@
+
 # torch guesses the toolkit from the place of nvcc, wrongly where that is a link or a wrapper script.
 CUDA_HOME ?= /usr/local/cuda
 ifneq ($(wildcard $(CUDA_HOME)/bin/nvcc),)
@@ -55,7 +63,7 @@ $(EXTENSION): $(ENVIRONMENT) setup.py $(CSRC) $(FORCE)
 	@rm -f build/.extension-* && touch $@
 
 .PHONY: FORCE help build install demo demo-conv demo-control demo-distributed demo-hybrid demo-lm demo-pso demo-rl \
-  test test-all test-cuda check-cuda check-link bench bench-docs gpu lint format clean
+  test test-all test-cuda check-cuda check-link bench bench-docs gpu lint format docs docs-serve clean
 FORCE:
 
 help: ## this list
@@ -149,6 +157,14 @@ format: $(ENVIRONMENT) ## rewrite with ruff and clang-format
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	$(CLANG_FORMAT) -i $(CXX_FILES)
+
+# Reads the package without importing it: nothing is compiled. NO_MKDOCS_2_WARNING: no advertising.
+docs docs-serve: export NO_MKDOCS_2_WARNING := 1
+docs: $(ENVIRONMENT_DOCS) ## the documentation as a site in build/site; warnings are errors
+	$(PY) -m mkdocs build --strict
+
+docs-serve: $(ENVIRONMENT_DOCS) ## the same at http://127.0.0.1:8000, anew at every change
+	$(PY) -m mkdocs serve --watch perturbed
 
 clean: ## remove build products; .venv stays
 	rm -rf build dist *.egg-info perturbed/_C*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis

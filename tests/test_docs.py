@@ -19,7 +19,6 @@ import pytest
 import perturbed
 
 ROOT = Path(__file__).parent.parent
-PAGES = [*ROOT.glob("README.md"), *sorted(ROOT.glob("docs/**/*.md"))]
 # Modules whose examples need what is not always installed.
 OPTIONAL = {
     "perturbed.rl.gym": "gymnasium",
@@ -27,6 +26,11 @@ OPTIONAL = {
     "perturbed.rl.mujoco": "mujoco",
 }
 BLOCK = re.compile(r"^```(python|output)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = [
+    page
+    for page in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+    if BLOCK.search(page.read_text())
+]
 WORD = re.compile(r"-?\d+\.\d+|[^\s\d]+|\d+")
 
 
