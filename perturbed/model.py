@@ -115,29 +115,31 @@ class PerturbedModel(MemberRows, nn.Module):
         self._check_owner()
         if not self.state.has_tensors:  # after free_memory and unpickling
             self._make_tensors()
-        before = self.state.active
-        self.state.active = True
-        try:
-            with without_fused_layers():
-                yield
-        finally:
-            self.state.active = before
+        with self.state.turn.taken():
+            before = self.state.active
+            self.state.active = True
+            try:
+                with without_fused_layers():
+                    yield
+            finally:
+                self.state.active = before
 
     def _run(self, function: Callable, *args: Any, **kwargs: Any) -> Any:
         """Call ``function`` with noise, holding its layers to the rows of its arguments."""
         state = self.state
-        before = state.rows
         leaves = torch.utils._pytree.tree_leaves((args, kwargs))
-        state.rows = tuple(a.shape[0] for a in leaves if isinstance(a, Tensor) and a.dim() > 0)
-        try:
-            with self.perturbed():
-                result = function(*args, **kwargs)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise with_advice(error, self._advice()) from error
-        finally:
-            state.rows = before
+        rows = tuple(a.shape[0] for a in leaves if isinstance(a, Tensor) and a.dim() > 0)
+        with state.turn.taken():
+            before, state.rows = state.rows, rows
+            try:
+                with self.perturbed():
+                    result = function(*args, **kwargs)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise with_advice(error, self._advice()) from error
+            finally:
+                state.rows = before
         if inspect.isgenerator(result) or inspect.iscoroutine(result):
             result.close()
             raise TypeError(

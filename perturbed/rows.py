@@ -61,12 +61,13 @@ class MemberRows:
             ...     torch.allclose(pm(torch.ones(4, 8)), whole[12:])
             True
         """
-        before = self.state.first_direction, self.state.directions
-        self.state.show(first, count)
-        try:
-            yield self
-        finally:
-            self.state.show(*before)
+        with self.state.turn.taken():
+            before = self.state.first_direction, self.state.directions
+            try:
+                self.state.show(first, count)
+                yield self
+            finally:
+                self.state.show(*before)
 
     @property
     def signs(self) -> int:

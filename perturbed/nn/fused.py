@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch.backends import mha
+
+# The switch is one for the whole process: it stays off while a block of any thread lasts.
+_lock = threading.Lock()
+_blocks = 0
+_enabled_before = True
 
 
 @contextmanager
@@ -13,11 +20,36 @@ def without_fused_layers() -> Iterator[None]:
     """Have nn.TransformerEncoderLayer call its Linears, in eval mode without grad too.
 
     The switch is torch's own, ``torch.backends.mha.set_fastpath_enabled``; ``torch.compile`` cannot
-    trace that function, but it can trace the variable that it sets.
+    trace that function, but it can trace the variable that it sets. It cannot trace a lock either:
+    what is traced has only its own view of the variable to put back.
     """
-    before = mha.get_fastpath_enabled()
-    mha._is_fastpath_enabled = False
+    if torch.compiler.is_compiling():
+        before = mha.get_fastpath_enabled()
+        mha._is_fastpath_enabled = False
+        try:
+            yield
+        finally:
+            mha._is_fastpath_enabled = before
+        return
+    _enter()
     try:
         yield
     finally:
-        mha._is_fastpath_enabled = before
+        _leave()
+
+
+def _enter() -> None:
+    global _blocks, _enabled_before
+    with _lock:
+        if _blocks == 0:
+            _enabled_before = mha.get_fastpath_enabled()
+        mha._is_fastpath_enabled = False
+        _blocks += 1
+
+
+def _leave() -> None:
+    global _blocks
+    with _lock:
+        _blocks -= 1
+        if _blocks == 0:
+            mha._is_fastpath_enabled = _enabled_before

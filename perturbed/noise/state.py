@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _C
+from .turn import Turn
 
 
 class NoiseState:
@@ -38,6 +39,7 @@ class NoiseState:
         explicit: what an absolute family's members are, by counter word: (D, rows, cols) views of
             ``members``; any stride between members.
         members: the tensors that were given for the whole population, by name of the parameter.
+        turn: the block that a thread is in while it evaluates members or changes the draw.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class NoiseState:
         self.drawn = False
         self.first_direction = 0
         self.active = False
+        self.turn = Turn()
         self.released = False
         # Row counts that a layer may see in the forward under way: None for any, () until the first
         # layer has seen one. Another number means rows in another order than ours.
@@ -86,21 +89,22 @@ class NoiseState:
 
     def move(self, seed: int, generation: int, sigma: float) -> None:
         """Go to any draw; noise held of another one is dropped."""
-        seed, sigma = as_seed(seed), check_sigma(sigma)
-        generation = as_int("generation", generation)
-        if (seed, generation) != (self.seed, self.generation):
-            self.held.clear()
-        before, sigma_before = self._key(), self.sigma
-        self.seed, self.generation, self.sigma = seed, generation, sigma
-        self.drawn = bool(self.explicit) if self.absolute else generation >= 0
-        numbers = enumerate(zip(self._key()[:2], before[:2], strict=True))
-        new = {i: value for i, (value, old) in numbers if value != old}
-        for key, scale, shared in self._tensors.values():
-            for i, value in new.items():
-                key[i].fill_(value)  # a fill needs no synchronisation
-                shared[i].fill_(value)
-            if sigma != sigma_before:
-                scale.fill_(sigma)
+        with self.turn.taken():
+            seed, sigma = as_seed(seed), check_sigma(sigma)
+            generation = as_int("generation", generation)
+            if (seed, generation) != (self.seed, self.generation):
+                self.held.clear()
+            before, sigma_before = self._key(), self.sigma
+            self.seed, self.generation, self.sigma = seed, generation, sigma
+            self.drawn = bool(self.explicit) if self.absolute else generation >= 0
+            numbers = enumerate(zip(self._key()[:2], before[:2], strict=True))
+            new = {i: value for i, (value, old) in numbers if value != old}
+            for key, scale, shared in self._tensors.values():
+                for i, value in new.items():
+                    key[i].fill_(value)  # a fill needs no synchronisation
+                    shared[i].fill_(value)
+                if sigma != sigma_before:
+                    scale.fill_(sigma)
 
     def show(self, first: int, count: int) -> None:
         """Make the rows of a forward those of ``count`` directions, from number ``first`` on.
@@ -115,11 +119,12 @@ class NoiseState:
             )
         if (first, count) == (self.first_direction, self.directions):
             return
-        self.held.clear()
-        self.first_direction, self.directions = first, count
-        self._show_members()
-        for key, _, _ in self._tensors.values():
-            key[2].fill_(first)
+        with self.turn.taken():
+            self.held.clear()
+            self.first_direction, self.directions = first, count
+            self._show_members()
+            for key, _, _ in self._tensors.values():
+                key[2].fill_(first)
 
     def tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return ``key`` ((3,) int64) and ``sigma`` (() float64) on ``device``."""
@@ -153,9 +158,10 @@ class NoiseState:
 
     def drop_memory(self) -> None:
         """Forget held noise, the device tensors and the members that were given."""
-        self.held.clear()
-        self._tensors.clear()
-        self.set_members({}, {})
+        with self.turn.taken():
+            self.held.clear()
+            self._tensors.clear()
+            self.set_members({}, {})
 
     # Not in inference mode means with gradients, too: the views belong to the graph of the members.
     @torch.inference_mode(False)
@@ -165,10 +171,11 @@ class NoiseState:
 
     def set_members(self, members: dict[str, Tensor], explicit: dict[int, Tensor]) -> None:
         """Hold the members of an absolute family, of the whole population; or none of them."""
-        self.members, self._all_members = members, explicit
-        self._show_members()
-        if self.absolute:
-            self.drawn = bool(explicit)
+        with self.turn.taken():
+            self.members, self._all_members = members, explicit
+            self._show_members()
+            if self.absolute:
+                self.drawn = bool(explicit)
 
     def undrawn(self) -> str:
         """Say what is missing while ``drawn`` is False."""

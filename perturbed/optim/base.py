@@ -144,17 +144,18 @@ class PopulationOptimizer(ABC):
         Returns:
             () mean over the finite members, as :meth:`tell`.
         """
-        before, asked, steps = self._snapshot(), self._asked, self.steps
-        try:
-            self.ask()
-            with torch.no_grad():
-                values = self._score(closure)
-            return self.tell(values)
-        except BaseException:
-            if self.steps == steps:  # nothing has been learned
-                self._restore(before)
-                self._asked = asked
-            raise
+        with self.evaluation.turn.taken():
+            before, asked, steps = self._snapshot(), self._asked, self.steps
+            try:
+                self.ask()
+                with torch.no_grad():
+                    values = self._score(closure)
+                return self.tell(values)
+            except BaseException:
+                if self.steps == steps:  # nothing has been learned
+                    self._restore(before)
+                    self._asked = asked
+                raise
 
     def _agree(self) -> None:
         """Once, make sure that all processes train the same thing."""

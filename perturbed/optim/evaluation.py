@@ -63,6 +63,7 @@ class Evaluation(Share):
         self.pm = pm
         limit = None if max_memory is None else to_bytes("max_memory", max_memory)
         super().__init__(pm.population, chunk, distributed)
+        self.turn = pm.state.turn
         self.estimate = estimate
         self.budget = None if limit is None else Budget(limit, self.split.count)
         pm.state.show(self.split.first, self.split.count)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..distributed import Processes
+from ..noise.turn import Turn
 from .split import Split
 
 
@@ -21,6 +22,7 @@ class Share:
     Attributes:
         processes: those that share the population, or None.
         split: what of it is scored here.
+        turn: the block that a thread is in while it steps.
 
     Raises:
         TypeError: arguments of another type.
@@ -37,6 +39,7 @@ class Share:
         self.processes = _processes(distributed)
         rank, size = (self.processes.rank, self.processes.size) if self.processes else (0, 1)
         self.split = Split(population, chunk, rank, size)
+        self.turn = Turn()
 
     @property
     def here(self) -> slice:

@@ -6,6 +6,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -186,6 +187,14 @@ class ScalarOptimizer(torch.optim.Optimizer, ABC):
             RuntimeError: the closure calls ``backward``.
         """
         check_closure(closure)
+        with self._turn():
+            return self._step(closure)
+
+    def _turn(self) -> AbstractContextManager[Any]:
+        """Return the block in which a step needs to be alone."""
+        return nullcontext()
+
+    def _step(self, closure: Closure) -> Tensor:
         trained = [p for _, p in self._trained()]
         before = self._snapshot()
         unmoved = self._follow(trained)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -116,6 +117,9 @@ class PopulationSearch(ScalarOptimizer):
                 f"{', '.join(given)}: leave out with a PerturbedModel, whose directions and noise "
                 "are the candidates; penalties belong into the closure"
             )
+
+    def _turn(self) -> AbstractContextManager[Any]:
+        return super()._turn() if self.pm is None else self.pm.state.turn.taken()
 
     def _run(self, home: Point, closure: Closure) -> tuple[Point, float]:
         if self.evaluation is None:
