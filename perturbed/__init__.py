@@ -64,7 +64,18 @@ from .nn import (
     revert,
 )
 from .noise import Dense, Explicit, LowRank, Permuted, SignFlip, Sparse
-from .optim import ARS, NES, PGPE, PSO, SNES, ClipUp, EstimateQuality, Minimize, estimate_quality
+from .optim import (
+    ARS,
+    NES,
+    PGPE,
+    PSO,
+    SNES,
+    ClipUp,
+    EstimateQuality,
+    GraphedStep,
+    Minimize,
+    estimate_quality,
+)
 from .particles import TensorList
 from .pool import WorkerError, WorkerPool
 from .replicate import Replicated
@@ -85,6 +96,7 @@ __all__ = [
     "Dense",
     "EstimateQuality",
     "Explicit",
+    "GraphedStep",
     "LowRank",
     "LowRankConv2d",
     "LowRankLinear",

@@ -5,6 +5,7 @@ from .chain import GradChain, UpdateToGrad, with_momentum
 from .clipup import ClipUp
 from .combine import AlternatingOpt, OptimizerAverage, RandomOpt, SequentialOpt
 from .crossover import CROSSOVERS
+from .graphed import GraphedStep
 from .groups import group_baseline, group_zscore
 from .minimize import Minimize
 from .nes import NES
@@ -71,6 +72,7 @@ __all__ = [
     "Flight",
     "FullyInformed",
     "GradChain",
+    "GraphedStep",
     "GridSearch",
     "Inertia",
     "Minimize",

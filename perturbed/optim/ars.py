@@ -137,7 +137,7 @@ class ARS(EvolutionStrategy):
 
     def _estimate(self, losses: Tensor) -> None:
         # E_d is sigma delta_d.
-        self._set_grad(ars_weights(losses, self.top) / self.pm.sigma)
+        self._set_grad(ars_weights(losses, self.top) / self._sigma(losses.device))
 
 
 def ars_weights(losses: Tensor, top: int) -> Tensor:

@@ -127,10 +127,9 @@ class PopulationOptimizer(ABC):
             raise RuntimeError("tell: there is no population to score; call ask() first")
         members = self._members(values)
         self._update(-members if self.maximize else members)
-        self._asked = False
-        self.steps += 1
-        self.evaluations += members.numel()
-        return self._record(members)
+        numbers = self._numbers(members)
+        self._told(members.numel(), numbers, self._finite + numbers[1])
+        return numbers[2]
 
     def step(self, closure: Callable[..., Any]) -> Tensor:
         """Ask, score with ``closure`` and tell; without recording gradients.
@@ -179,14 +178,26 @@ class PopulationOptimizer(ABC):
         )
         self._agreed = True
 
-    def _record(self, members: Tensor) -> Tensor:
-        """Keep the numbers of :attr:`stats`; return the mean."""
+    def _numbers(self, members: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a copy of the member values, how many are finite, and the mean of those."""
         count = members.isfinite().sum()
-        mean = members.nan_to_num(0.0, 0.0, 0.0).sum() / count
-        self._unread = members.clone(), count, mean  # the caller may change the values
-        self._recorded += members.numel()
-        self._finite = self._finite + count
-        return mean
+        return members.clone(), count, members.nan_to_num(0.0, 0.0, 0.0).sum() / count
+
+    def _told(
+        self, evaluations: int, numbers: tuple[Tensor, Tensor, Tensor], finite: Tensor
+    ) -> None:
+        """Count a step, and keep what :attr:`stats` are read from.
+
+        Args:
+            evaluations: member values of the step.
+            numbers: of :meth:`_numbers`.
+            finite: () finite members of all steps.
+        """
+        self._asked = False
+        self.steps += 1
+        self.evaluations += evaluations
+        self._recorded += numbers[0].numel()
+        self._unread, self._finite = numbers, finite
 
     def _read(self) -> dict[str, float | int]:
         """Return the numbers of the last step; waits for the device where they are new."""

@@ -116,7 +116,7 @@ class NES(EvolutionStrategy):
         folded = weights[0] - weights[1] if len(weights) == 2 else weights[0]
         # set_grad's E_d includes sigma: one sigma makes eps of it, the other is the estimator's
         # own.
-        self._set_grad(folded / (losses.numel() * self.pm.sigma**2))
+        self._set_grad(folded / (losses.numel() * self._sigma(losses.device) ** 2))
         if self.weight_decay:
             for parameter in self._parameters():
                 parameter.grad.add_(parameter, alpha=self.weight_decay)  # type: ignore[union-attr]

@@ -137,6 +137,10 @@ class EvolutionStrategy(PopulationOptimizer):
         """Return the perturbed parameters, each once."""
         return perturbed_parameters(self.pm)
 
+    def _sigma(self, device: torch.device) -> Tensor:
+        """Return sigma as a () float64 tensor, which a recorded step finds changed in place."""
+        return self.pm.state.tensors(device)[1]
+
     def _set_grad(self, weights: Tensor) -> None:
         """Set ``.grad`` to the estimate of the whole population, from (D,) weights."""
         self.evaluation.set_grad(weights, self._parameters())

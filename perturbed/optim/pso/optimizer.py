@@ -262,8 +262,8 @@ class PSO(PopulationOptimizer):
             )
         return self.swarm.gather(to_numbers(values, self.swarm.positions.device))
 
-    def _record(self, members: Tensor) -> Tensor:
-        return super()._record(members[0] if self.reevaluate else members)
+    def _numbers(self, members: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return super()._numbers(members[0] if self.reevaluate else members)
 
     def _update(self, losses: Tensor) -> None:
         step, plan = self._planned
