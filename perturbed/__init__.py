@@ -24,6 +24,7 @@ if os.environ.get("PERTURBED_CPU", "") not in ("", *_cpu_capabilities()):
     )
 
 from . import _ops as _ops  # registers fake kernels and derivatives before the first call
+from . import rl as rl
 from .candidate import evaluate_one_by_one
 from .checkpoint import CheckpointError, Checkpoints, load_checkpoint, save_checkpoint
 from .logs import CSVLog, Progress, TensorBoard
