@@ -366,3 +366,23 @@ def test_stored_noise_is_the_regenerated_noise(family):
         outputs.append(pm.member(1).weight)
     assert_bitwise_equal(outputs[0], outputs[2])
     assert_bitwise_equal(outputs[1], outputs[3])
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+@torch.no_grad()
+def test_one_size_in_a_tuple_serves_all_axes_as_in_torch(kind):
+    plain = kind(6, 5, 3, stride=(2,), padding=(1,), dilation=(2,)).double()
+    net = perturbed.convert(nn.Sequential(plain), D)
+    pm = PerturbedModel(net, D, sigma=SIGMA)
+    pm.set_noise()
+    x = torch.randn(2 * D, 6, 7, 6, dtype=torch.float64)
+    y = pm(x)
+    for b in range(len(x)):
+        same(y[b], pm.member(b % D, 1 if b < D else -1)(x[b : b + 1])[0])
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+@pytest.mark.parametrize("family", ["dense-normal", "permuted-both", "sign-flip-both"])
+def test_kernels_without_taps_are_left_to_torch(family):
+    layer = PerturbedConv2d(6, 5, 0, D, noise=FAMILIES[family])
+    assert layer.weight.shape == nn.Conv2d(6, 5, 0).weight.shape == (5, 6, 0, 0)

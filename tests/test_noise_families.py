@@ -3,6 +3,7 @@
 That layers, members and estimates agree on E_d is shown by test_nn_linear.py.
 """
 
+import numpy as np
 import pytest
 import torch
 from families import FAMILIES
@@ -215,6 +216,7 @@ BAD_OPTIONS = [
     (lambda: PermutedLinear(1, 5, 3, permutation="in"), ValueError, "a side longer than 1"),
     (lambda: PermutedLinear(1, 1, 3), ValueError, r"a side longer than 1, got a \(1, 1\) weight"),
     (lambda: SignFlip("left"), ValueError, "flip must be one of .* got 'left'"),
+    (lambda: SignFlip(np.array(["in", "out"])), ValueError, "flip must be one of"),
     (lambda: SignFlip(bases=0), ValueError, "bases must be at least 1, got 0"),
     (lambda: SignFlip(bases=2.0), TypeError, "bases must be an int, got 2.0"),
     (lambda: SignFlipLinear(6, 5, 3, flip=1), ValueError, "flip must be one of .* got 1"),
@@ -279,6 +281,21 @@ def test_layers_with_sides_of_one(family, inputs, outputs):
 
 
 @torch.no_grad()
+def test_no_more_bases_are_drawn_than_there_are_directions():
+    outputs, grads = [], []
+    for bases in (3, 10**30):
+        net = convert(torch.nn.Linear(6, 5).double(), 3, SignFlip(bases=bases))
+        torch.nn.init.zeros_(net.weight)
+        torch.nn.init.zeros_(net.bias)
+        pm = PerturbedModel(net, 3)
+        pm.set_noise()
+        pm.set_grad(torch.arange(3.0))
+        outputs.append(pm(torch.eye(6, dtype=torch.float64)))
+        grads.append(net.weight.grad)
+    assert_bitwise_equal(*outputs)
+    assert_bitwise_equal(*grads)
+
+
 def test_held_bases_are_the_drawn_ones():
     x = torch.randn(8, 6, dtype=torch.float64)
     for make in (SignFlip, Permuted):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -75,12 +76,16 @@ class PerturbedConvolution(PerturbedLayer):
 
     def make_site(self, state: NoiseState, slot: Slot) -> LayerNoise:
         """Return an empty place in a draw that knows what a channel is."""
-        return LayerNoise(state, window=math.prod(self.kernel_size), groups=self.groups)
+        return LayerNoise(state, window=self._window(), groups=self.groups)
 
     def check_noise(self, directions: int, noise: NoiseFamily) -> None:
         """Raise ValueError if the family does not fit the size of the weight."""
         rows, cols = matrix_shape(self.weight)
-        noise.check(rows, cols, directions, math.prod(self.kernel_size), self.groups)
+        noise.check(rows, cols, directions, self._window(), self.groups)
+
+    def _window(self) -> int:
+        """Return the taps of a kernel; torch makes kernels without any, which have no columns."""
+        return max(1, math.prod(self.kernel_size))
 
     # ---- forward -------------------------------------------------------------------------------
 
@@ -91,7 +96,7 @@ class PerturbedConvolution(PerturbedLayer):
         self._check_input(input)
         rows, short = self.enter(input)
         x, padding = self._pad(rows)
-        conv = Convolution(self.stride, padding, self.dilation, self.groups)
+        conv = Convolution(self._each(self.stride), padding, self._each(self.dilation), self.groups)
         size = conv.output_size(x.shape[2:], self.weight.shape[2:])
         if any(n < 1 for n in size):
             raise ValueError(
@@ -134,15 +139,21 @@ class PerturbedConvolution(PerturbedLayer):
                 f"{tuple(input.shape)}"
             )
 
+    def _each(self, sizes: Iterable[Any]) -> tuple[int, ...]:
+        """Return a size for every axis; torch takes one in a tuple for all of them, too."""
+        each = tuple(int(size) for size in sizes)
+        return each * self.dims if len(each) == 1 else each
+
     def _pad(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """Pad by what is not zeros on both sides alike, and return the zeros that remain."""
         if self.padding == "valid":
             return x, (0,) * self.dims
         if self.padding == "same":
-            totals = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+            dilation = self._each(self.dilation)
+            totals = [d * (k - 1) for d, k in zip(dilation, self.kernel_size, strict=True)]
             sides = [(total // 2, total - total // 2) for total in totals]
         else:
-            sides = [(int(p), int(p)) for p in self.padding]
+            sides = [(p, p) for p in self._each(self.padding)]
         if self.padding_mode == "zeros" and all(before == after for before, after in sides):
             return x, tuple(before for before, _ in sides)
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode

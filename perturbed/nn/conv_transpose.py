@@ -65,10 +65,11 @@ class PerturbedTransposedConvolution(PerturbedConvolution):
         self._check_input(input)
         rows, short = self.enter(input)
         rows, padding = self._pad(rows)
+        stride, dilation = self._each(self.stride), self._each(self.dilation)
         extra = self._output_padding(
-            rows, output_size, self.stride, padding, self.kernel_size, self.dims, self.dilation
+            rows, output_size, stride, padding, self.kernel_size, self.dims, dilation
         )
-        conv = Convolution(self.stride, padding, self.dilation, self.groups, True, tuple(extra))
+        conv = Convolution(stride, padding, dilation, self.groups, True, self._each(extra))
         self.noise.allocate(self.weight, self.site)
         x, weight, bias = for_autocast(rows, self.weight, self.bias)
         if x.numel() == 0:

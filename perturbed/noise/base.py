@@ -337,7 +337,7 @@ class NoiseFamily(ABC):
 
 def check_option(name: str, value: object, options: tuple[str, ...]) -> str:
     """Return ``value`` if it is one of ``options``."""
-    if value not in options:
+    if not isinstance(value, str) or value not in options:
         raise ValueError(f"{name} must be one of {options}, got {value!r}")
     return str(value)
 

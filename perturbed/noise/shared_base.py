@@ -53,8 +53,8 @@ class SharedBase(NoiseFamily):
         self.distribution = check_option("distribution", distribution, DISTRIBUTIONS)
         self.storage = check_option("storage", storage, STORAGES)
 
-    def base_count(self) -> int:
-        """How many base matrices there are."""
+    def base_count(self, site: LayerNoise) -> int:
+        """How many base matrices the directions of the population use."""
         return 1
 
     def base_shape(self, rows: int, cols: int, window: int = 1, groups: int = 1) -> tuple[int, int]:
@@ -121,7 +121,7 @@ class SharedBase(NoiseFamily):
             site.state.shared_key(like.device),
             site.stream(STREAM_SHARED),
             0,
-            self.base_count(),
+            self.base_count(site),
             *self.base_shape(rows, cols, site.window, site.groups),
             self.rademacher,
             like.dtype,

@@ -75,9 +75,9 @@ class SignFlip(SharedBase):
             options.append(f"storage={self.storage!r}")
         return f"SignFlip({', '.join(options)})"
 
-    def base_count(self) -> int:
+    def base_count(self, site: LayerNoise) -> int:
         """See :meth:`SharedBase.base_count`."""
-        return self.bases_used
+        return min(self.bases_used, site.state.population)
 
     # ---- forward -------------------------------------------------------------------------------
 
@@ -186,7 +186,7 @@ class SignFlip(SharedBase):
         total = torch.zeros_like(grad, dtype=weights.dtype)
         blocks = (site.groups, rows // site.groups, cols // site.window, site.window)
         for g, base in enumerate(bases):
-            of_base = self._weights_of_base(weights, g, site.state.first_direction)
+            of_base = self._weights_of_base(weights, g, len(bases), site.state.first_direction)
             if flip_in and flip_out:
                 signs = total.new_empty(rows, cols // site.window)
                 add_outer_products(
@@ -205,12 +205,13 @@ class SignFlip(SharedBase):
             total.view(blocks).addcmul_(base.view(blocks), signs)
         assign_total(grad, total, accumulate)
 
-    def _weights_of_base(self, weights: Tensor, base: int, first: int) -> Tensor:
+    @staticmethod
+    def _weights_of_base(weights: Tensor, base: int, bases: int, first: int) -> Tensor:
         """The weights of the directions that use a base matrix, 0 for the others."""
-        if self.bases_used == 1:
+        if bases == 1:
             return weights
         of_base = torch.zeros_like(weights)
-        mine = slice((base - first) % self.bases_used, None, self.bases_used)
+        mine = slice((base - first) % bases, None, bases)
         of_base[mine] = weights[mine]
         return of_base
 
@@ -255,9 +256,9 @@ class SignFlip(SharedBase):
         count = index.shape[1]
         flip_in, flip_out = choose_sides(self.flip, rows, cols)
         noise = like.new_empty(*index.shape, cols)
-        for g in range(self.bases_used):
-            start = (g - first - site.state.first_direction) % self.bases_used
-            mine = slice(start, None, self.bases_used)
+        bases = self.base_count(site)
+        for g in range(bases):
+            mine = slice((g - first - site.state.first_direction) % bases, None, bases)
             noise[:, mine] = self.base_rows(index[:, mine], site, g, rows, cols, like)
         if flip_in:
             noise *= self._signs(site, False, first, count, cols, like)
