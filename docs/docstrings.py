@@ -6,10 +6,12 @@ import griffe
 
 
 class Extension(griffe.Extension):
-    """Take "Example:", as Google's style and ruff do, for what griffe knows as "Examples:"."""
+    """Classes are described by their own docstrings, and have the section "Example:"."""
 
     def on_object(self, *, obj, **kwargs):
         """Called for every object of the package that was read."""
-        if obj.docstring:
+        if obj.name == "__init__":
+            obj.docstring = None  # what it does; what it takes is said by its class
+        elif obj.docstring:  # ruff and Google's style know the singular, griffe does not
             text = obj.docstring.value
             obj.docstring.value = re.sub(r"^Example:$", "Examples:", text, flags=re.MULTILINE)

@@ -22,7 +22,7 @@ NAME = re.compile(
     r'<h\d id="(?P<object>perturbed\.[\w.]+)".*?</h\d>|<(?P<skip>pre|a|h\d)\b.*?</(?P=skip)>'
     r"|(?:<code>)?docs/(?P<page>[\w/-]+\.md)(?:</code>)?"
     r"|(?::(?P<role>class|func|meth|mod|attr|data|exc):)?"
-    r"<code>~?(?P<name>[A-Za-z_][\w.]*)(?:\(\))?</code>",
+    r"<code>~?(?P<name>[A-Za-z_.][\w.]*)(?P<call>\(\))?</code>",
     re.DOTALL,
 )
 _objects: dict[str, str] = {}  # last name of a documented object -> its whole name
@@ -90,7 +90,8 @@ def on_page_content(html, page, config, files):
         name = match["name"]
         if name is None:
             return match[0]
-        shown = f"<code>{name.rpartition('.')[2] if '~' in match[0] else name}</code>"
+        shown = name.rpartition(".")[2] if "<code>~" in match[0] else name.lstrip(".")
+        shown = f"<code>{shown}{match['call'] or ''}</code>"
         target = _identifier(name, match["role"], owner)
         if target in ("", owner):
             return shown

@@ -37,17 +37,15 @@ def train(
 
     Each step yields its record, a dictionary of numbers:
 
-    ==========================  ====================================================================
-    ``step``                    steps done, 1 after the first
-    ``evaluations``             members scored so far
-    ``seconds``                 since the run began; where a checkpoint was resumed, without the
-                                time in which nothing ran and that of steps that were lost
-    ``lr``                      learning rate of the step; ``lr_0``, ``lr_1`` ... of several groups
-    ``mean``, ``best``, ...     the optimizer's ``stats``, such as ``nonfinite``
-    ``evaluations_per_second``  over the steps since the last such number, without the time that
-                                logs, checkpoints and the loop's body take
-    ``sigma``                   noise scale; the mean standard deviation of SNES and PGPE
-    ==========================  ====================================================================
+    - ``step``: steps done, 1 after the first
+    - ``evaluations``: members scored so far
+    - ``seconds``: since the run began; where a checkpoint was resumed, without the time in which
+      nothing ran and that of steps that were lost
+    - ``lr``: learning rate of the step; ``lr_0``, ``lr_1`` ... of several groups
+    - ``mean``, ``best``, ...: the optimizer's ``stats``, such as ``nonfinite``
+    - ``evaluations_per_second``: over the steps since the last such number, without the time that
+      logs, checkpoints and the loop's body take
+    - ``sigma``: noise scale; the mean standard deviation of SNES and PGPE
 
     The last three wait for the device. They are there after every ``every`` steps and after the
     last one, and those records are logged. What the loop's body adds to a record is logged with it,

@@ -48,7 +48,7 @@ def swarm_move_(
     """Do one step of particle swarm optimisation, all particles in one pass over memory.
 
     First ``best[p] = position[p]`` where ``improved[p]``. Then, for every element, with (r1, r2) in
-    (0, 1) drawn for it::
+    (0, 1) drawn for it:
 
         v = w v + c1 r1 (best[p] - x) + c2 r2 (best[guide[p]] - x), |v| at most limit
         x = x + v

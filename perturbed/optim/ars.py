@@ -32,13 +32,11 @@ class ARS(EvolutionStrategy):
     where ``std`` is the standard deviation (divisor 2 b) of the 2 b losses in the sum. N is the
     model's number of directions, ``nu`` of the paper is its sigma. The four versions of the paper:
 
-    ========  ==========================================================================
-    V1        ``top=None``: all directions count
-    V1-t      ``top=b``
-    V2        observations of the policy are normalised by running statistics that all
-              members share; pass the object that holds them as ``normalizer``
-    V2-t      both
-    ========  ==========================================================================
+    - V1: ``top=None``, all directions count
+    - V1-t: ``top=b``
+    - V2: observations of the policy are normalised by running statistics that all members share;
+      pass the object that holds them as ``normalizer``
+    - V2-t: both
 
     The division makes the length of a step independent of the scale of the returns, and so steps
     do not shrink near a solution: put a learning-rate scheduler on ``optimizer`` to let them.

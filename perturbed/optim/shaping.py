@@ -105,6 +105,7 @@ SHAPINGS: dict[str, Shaping] = {
     "zscore": zscore,
     "identity": identity,
 }
+"""Names that ``shaping=`` takes, and their functions: (n,) losses -> (n,) weights."""
 
 
 def resolve_shaping(shaping: str | Shaping) -> Shaping:

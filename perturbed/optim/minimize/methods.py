@@ -90,6 +90,7 @@ METHODS: dict[str, Method] = {
         Method("direct", bounds=True, function="direct", needs_bounds=True),
     )
 }
+"""The methods that ``Minimize`` knows, by their names."""
 
 # shgo hands bounds on to these alone.
 SHGO_LOCAL = ("L-BFGS-B", "TNC", "SLSQP", "COBYQA")

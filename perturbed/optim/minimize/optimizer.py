@@ -36,14 +36,13 @@ class Minimize(torch.optim.Optimizer):
     closure returns; that includes penalties that the closure adds itself. The loss, the gradient
     and the products at a point take one forward together.
 
-    ========  =====================================================================================
-    gradient  CG, BFGS, L-BFGS-B [b], SLSQP [bc], TNC [b]
-    Hessian   Newton-CG, trust-ncg, trust-krylov, trust-constr [bc] (products with vectors);
-              trust-exact, dogleg (as a matrix: N products and N^2 numbers)
-    losses    Nelder-Mead [b], Powell [b], COBYLA [bc], COBYQA [bc]
-    global    basinhopping [b], dual_annealing [B], shgo [Bc], differential_evolution [Bc],
-              direct [B]
-    ========  =====================================================================================
+    - of gradients: CG, BFGS, L-BFGS-B (b), SLSQP (bc), TNC (b)
+    - of products of the Hessian with vectors: Newton-CG, trust-ncg, trust-krylov,
+      trust-constr (bc)
+    - of the Hessian as a matrix, N products and N^2 numbers: trust-exact, dogleg
+    - of losses: Nelder-Mead (b), Powell (b), COBYLA (bc), COBYQA (bc)
+    - global: basinhopping (b), dual_annealing (B), shgo (Bc), differential_evolution (Bc),
+      direct (B)
 
     b: takes bounds; B: needs finite ones; c: takes constraints. dogleg is for convex losses; where
     the Hessian has eigenvalues that are not positive, it is given one with their absolute values.

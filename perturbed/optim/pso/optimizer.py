@@ -29,6 +29,7 @@ VARIANTS: dict[str, type[Variant]] = {
     "competitive": CompetitiveSwarm,
     "accelerated": Accelerated,
 }
+"""Names that ``variant=`` takes, and their classes; an instance of one has options of its own."""
 
 
 class PSO(PopulationOptimizer):

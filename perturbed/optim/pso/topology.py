@@ -65,6 +65,7 @@ def von_neumann(particles: int, step: int = 0) -> Tensor:
 
 
 TOPOLOGIES: dict[str, Topology] = {"global": everybody, "ring": ring, "von_neumann": von_neumann}
+"""Names that ``topology=`` takes, and their functions."""
 
 
 def resolve_topology(topology: str | Topology) -> Topology:

@@ -129,10 +129,13 @@ NAMED: dict[str, Callable[[Sequence[Tensor], Source], list[Tensor]]] = {
     "constant": _constant,
     "randrect": _randrect,
 }
-#: Names that ``sampler=`` takes: N(0, 1); +-1; uniform between -sqrt 3 and sqrt 3; uniform on the
-#: sphere of radius sqrt N around 0, N the parameters of the group; one normal number for every
-#: tensor; the same, but 0 outside of a random box of each tensor.
 SAMPLERS = tuple(NAMED)
+"""Names that ``sampler=`` takes.
+
+N(0, 1); +-1; uniform between -sqrt 3 and sqrt 3; uniform on the sphere of radius sqrt N around 0, N
+the parameters of the group; one normal number for every tensor; the same, but 0 outside of a random
+box of each tensor.
+"""
 
 
 def check_sampler(sampler: object) -> Sampler:
