@@ -32,10 +32,11 @@ class BatchEnv(abc.ABC):
             none. Rollouts clip to them.
         device: where the tensors are.
 
+    The arguments are attributes of the same names.
+
     Attributes:
-        lanes, observation_size, action_size, discrete, max_steps, device: as given.
-        action_low, action_high: (action_size,) float32 on ``device``, infinite without bounds; None
-            if discrete.
+        action_low: (action_size,) float32 on ``device``, -inf without a bound; None if discrete.
+        action_high: (action_size,) float32 on ``device``, inf without a bound; None if discrete.
 
     Raises:
         ValueError: sizes below 1, bounds for discrete actions, bounds of another length or crossed.

@@ -45,9 +45,13 @@ class ObservationNorm(nn.Module):
         eps: standard deviations up to this count as not varying.
 
     Attributes:
-        count: () number of observations. mean: (size,). m2: (size,) sum of squared deviations. All
-            float64. What is not yet synced is in pending_count (k,), pending_mean and pending_m2
-            (k, size): first what :meth:`update` saw, then the parts of :meth:`set_aside`.
+        count: () float64, number of observations.
+        mean: (size,) float64.
+        m2: (size,) float64, sums of squared deviations.
+        pending_count: (k,) float64, what is not yet synced: first what :meth:`update` saw, then the
+            parts of :meth:`set_aside`.
+        pending_mean: (k, size) float64, of the same.
+        pending_m2: (k, size) float64, of the same.
         held: whether :meth:`sync` waits for :meth:`release`.
 
     Shapes:

@@ -132,9 +132,9 @@ NAMED: dict[str, Callable[[Sequence[Tensor], Source], list[Tensor]]] = {
 SAMPLERS = tuple(NAMED)
 """Names that ``sampler=`` takes.
 
-N(0, 1); +-1; uniform between -sqrt 3 and sqrt 3; uniform on the sphere of radius sqrt N around 0, N
-the parameters of the group; one normal number for every tensor; the same, but 0 outside of a random
-box of each tensor.
+"normal": N(0, 1). "rademacher": +-1. "uniform": between -sqrt 3 and sqrt 3. "sphere": uniform on
+the sphere of radius sqrt N around 0, N the parameters of the group. "constant": one normal number
+for every tensor. "randrect": the same, but 0 outside of a random box of each tensor.
 """
 
 
