@@ -134,10 +134,9 @@ bench: $(EXTENSION) ## every noise family beside base, naive, stored noise and v
 RUN = bench/results/$(RESULTS)
 bench-docs: $(EXTENSION) ## measure everything and write the tables of docs
 	@test -n "$(RESULTS)" || { echo "name the run: make bench-docs RESULTS=DATE-MACHINE" >&2; exit 2; }
-	$(PY) -m bench all --json $(RUN).json --plot $(RUN).png \
-	  --plot-variance docs/noise-variance.png $(ARGS) > $(RUN).md
-	$(if $(PEERS),$(PEERS) -m bench network --json $(RUN)-peers.json $(ARGS) > $(RUN)-peers.md)
-	$(PY) -m bench.docs $(RUN).json $(if $(PEERS),$(RUN)-peers.json)
+	status=0; \
+	  $(PY) -m bench all --save $(RUN) $(if $(PEERS),--peers $(PEERS)) $(ARGS) > /dev/null || status=$$?; \
+	  $(PY) -m bench.docs $(RUN).json; exit $$status
 
 gpu: $(ENVIRONMENT) ## everything that needs a GPU: CUDA build, tests, memory checker, bench
 	PYTHON=$(PY) tests/gpu.sh

@@ -1,50 +1,64 @@
-"""Command line of the benchmarks; tables go to standard output, progress to standard error."""
+"""Command line of the benchmarks; tables go to standard output, progress to standard error.
+
+``python -m bench`` runs all suites that measure time, short ones first, and prints their tables,
+beside published ones. ``python -m bench compare A.json B.json`` shows what moved between two runs.
+A suite that fails does not stop the others; the exit status is then 1.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from bench import (
+    compare,
     conv,
     distributed,
     eggroll,
+    files,
     linear,
+    machine,
     memory,
     models,
     nesgpu,
     network,
+    peers,
+    plots,
     pso,
     report,
     rl,
+    sidebyside,
     variance,
     zeroth,
 )
-from bench.common import Options, Result, machine
-from bench.variance import Cosine
+from bench.common import Options, failure
+from bench.files import Run
 
+# Short ones first.
 SUITES: dict[str, Callable[[Options], tuple[list, list[str]]]] = {
-    "linear": linear.run,
+    "network": network.run,
+    "eggroll": eggroll.run,
     "update": linear.run_update,
     "conv": conv.run,
-    "eggroll": eggroll.run,
-    "nesgpu": nesgpu.run,
-    "network": network.run,
     "models": models.run,
     "memory": memory.run,
     "pso": pso.run,
     "rl": rl.run,
     "distributed": distributed.run,
-    "variance": variance.run,
+    "nesgpu": nesgpu.run,
+    "linear": linear.run,
     "zeroth": zeroth.run,
+    "variance": variance.run,
 }
-# The suites that measure time, of what comes with the extra `bench`.
+# What a stranger would check; the others measure losses and angles besides.
 DEFAULT = [name for name in SUITES if name not in ("variance", "zeroth")]
+WITH_ROOFS = {"linear", "update", "conv", "eggroll", "nesgpu"}
 VIEWS = ("forward", "step", "update", "optimizer", "strong", "weak")
 
 
@@ -63,7 +77,11 @@ def suite(text: str) -> str:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "suites",
         metavar="SUITE",
@@ -80,18 +98,25 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--batch", type=positive, default=defaults.batch, help="linear, update")
     parser.add_argument("--seconds", type=float, help="time of each row (default: 0.2; full: 3)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the times (png, svg, pdf)")
     parser.add_argument(
-        "--plot-variance", type=Path, metavar="FILE", help="draw the cosines of suite variance"
+        "--save",
+        type=Path,
+        metavar="STEM",
+        help="write STEM.json after every suite, STEM.md and plots at the end",
     )
     parser.add_argument(
-        "--plot-losses", type=Path, metavar="FILE", help="draw the losses of suite zeroth"
+        "--peers",
+        type=peers.interpreter,
+        metavar="PYTHON",
+        help="an interpreter with evox and evotorch, where this one lacks them",
     )
+    parser.add_argument("--only-peers", action="store_true", help="their rows alone")
+    parser.add_argument("--tf32", action="store_true", help="TF32 for float32 products on a GPU")
     options = parser.parse_args(argv)
     if "all" in options.suites:
         options.suites = list(SUITES)
     options.suites = list(dict.fromkeys(options.suites)) or DEFAULT
+    options.suites = [name for name in SUITES if name in options.suites]
     if options.seconds is None:
         options.seconds = 3.0 if options.full else 0.2
     if options.device.type == "cuda" and not torch.cuda.is_available():
@@ -99,8 +124,33 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the chosen suites and reports."""
+def run_suite(name: str, options: Options, run: Run, peers_python: Path | None) -> None:
+    """Runs a suite and adds what it finds to the run; an error is kept there, too."""
+    try:
+        rows, remarks = SUITES[name](options)
+        if peers_python and name in peers.SUITES and any(not row.timed for row in rows):
+            try:
+                others, run.machine["peers"] = peers.run_elsewhere(peers_python, name, options)
+                rows = peers.merge(rows, others)
+            except RuntimeError as error:
+                run.errors[f"{name}, peers"] = str(error)
+    except Exception as error:
+        options.progress("".join(traceback.format_exception(error)))
+        run.errors[name] = failure(error)
+        return
+    (run.cosines if name == "variance" else run.results).extend(rows)
+    run.notes += [remark for remark in remarks if remark not in run.notes]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the chosen suites and reports.
+
+    Returns:
+        The exit status: 1 if something failed.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:1] == ["compare"]:
+        return compare.main(argv[1:])
     chosen = parse(argv)
     started = time.perf_counter()
 
@@ -114,30 +164,32 @@ def main(argv: Sequence[str] | None = None) -> None:
         views=tuple(chosen.view) if chosen.view else None,
         sizes=tuple(chosen.sizes),
         batch=chosen.batch,
+        only_peers=chosen.only_peers,
         progress=progress,
     )
-    results: list[Result] = []
-    cosines: list[Cosine] = []
-    notes: list[str] = []
+    if chosen.device.type == "cuda":
+        torch.cuda.set_device(chosen.device)
+        machine.set_tf32(chosen.tf32)
+    paths = "save", "peers"  # of this machine; results are made to be committed
+    settings = {k: str(v) for k, v in vars(chosen).items() if k not in paths}
+    run = Run(machine=machine.machine(options.device), settings=settings)
+    if chosen.only_peers:
+        run.machine["peers"] = peers.versions()
+    elif not WITH_ROOFS.isdisjoint(chosen.suites):
+        progress("rates of the machine")
+        run.roofs = machine.roofs(options.device)
     for name in chosen.suites:
-        rows, remarks = SUITES[name](options)
-        (cosines if name == "variance" else results).extend(rows)
-        notes += [remark for remark in remarks if remark not in notes]
-    facts = machine(options.device)
-    print(report.markdown(results, facts, notes, cosines))
-    if chosen.json:
-        given = vars(chosen).items()
-        settings = {key: str(value) for key, value in given if not isinstance(value, Path)}
-        report.write_json(chosen.json, results, facts, settings, cosines)
-    if chosen.plot and results:
-        report.write_plot(chosen.plot, results, facts)
-    if chosen.plot_variance and cosines:
-        report.write_variance_plot(chosen.plot_variance, cosines, facts)
-    searches = [result for result in results if result.suite == "zeroth"]
-    if chosen.plot_losses and searches:
-        zeroth.write_plot(chosen.plot_losses, searches, facts)
-    progress("done")
+        run_suite(name, options, run, chosen.peers)
+        if chosen.save:
+            files.write_json(chosen.save.with_name(chosen.save.name + ".json"), run)
+    text = report.markdown(run, sidebyside.tables(run))
+    print(text)
+    if chosen.save:
+        chosen.save.with_name(chosen.save.name + ".md").write_text(text)
+        plots.write_all(chosen.save, run)
+    progress("done" if not run.failed else "done, with failures: see the tables")
+    return int(run.failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,27 +1,19 @@
-"""Timing that can be trusted on a shared machine, and what a measurement needs to be read later.
-
-Rows of one case are timed in turn (A B C A B C ...), so that a slow minute of the machine hits all
-of them; medians are compared and the extremes printed. A row checks its result before it is timed.
-"""
+"""What suites have in common: options, rows, results, and the checks that come before timing."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
-import platform
-import statistics
-import subprocess
-import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 
-import perturbed
-
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parent.parent
-FAST_S = 0.02  # calls below this are timed in bursts, after one call that warms the caches
+NAN = float("nan")
+FAILED = "failed: "  # so begins the reason of a row that should have run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +27,7 @@ class Options:
         views: Views to time; None for all that a suite has.
         sizes: Features of the square layers in the suites ``linear`` and ``update``.
         batch: Rows B of their cases.
+        only_peers: Time other packages alone, beside Base; see bench/peers.py.
         progress: Called with a line of text before each case.
     """
 
@@ -44,11 +37,40 @@ class Options:
     views: tuple[str, ...] | None = None
     sizes: tuple[int, ...] = (256, 512, 1024)
     batch: int = 1024
+    only_peers: bool = False
     progress: Callable[[str], None] = lambda _: None
 
     def chosen(self, views: Sequence[str]) -> list[str]:
         """Those of a suite's views that are asked for."""
         return [view for view in views if self.views is None or view in self.views]
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """The least that a row has to do, whoever does it; bench/roofline.py makes times of it.
+
+    Attributes:
+        moved: bytes to and from memory: inputs, weights, outputs and stored noise once each.
+        flops: floating-point operations; a multiply-add is two.
+        normals: random normals to draw.
+        signs: random signs to draw.
+        dtype: of the products, as in "float32".
+    """
+
+    moved: float
+    flops: float
+    normals: float = 0.0
+    signs: float = 0.0
+    dtype: str = "float32"
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.moved + other.moved,
+            self.flops + other.flops,
+            self.normals + other.normals,
+            self.signs + other.signs,
+            self.dtype,
+        )
 
 
 @dataclasses.dataclass
@@ -61,6 +83,8 @@ class Row:
         check: Raises AssertionError if ``call`` does not compute what it should.
         noise_bytes: Bytes of noise held between drawing it and its last use.
         scale: Multiplies the time, for work of which ``call`` does only a part.
+        work: For the column of the roofline; None where it says nothing.
+        reason: Why the row cannot run here; empty if it can.
     """
 
     name: str
@@ -68,6 +92,13 @@ class Row:
     check: Callable[[], None]
     noise_bytes: int
     scale: float = 1.0
+    work: Work | None = None
+    reason: str = ""
+
+    @classmethod
+    def missing(cls, name: str, reason: str) -> Row:
+        """A row that cannot run here, which the table shows with its reason."""
+        return cls(name, lambda: None, lambda: None, 0, reason=reason)
 
 
 @dataclasses.dataclass
@@ -104,11 +135,16 @@ class Result:
     """Seconds of one row of one case, with the case's labels. JSON holds exactly these fields.
 
     Attributes:
+        low_s: first quartile of the samples.
+        high_s: third quartile.
+        replay_s: of a call replayed from a CUDA graph, for calls that launches dominate.
         steps_per_s: environment steps, suite ``rl``; NaN elsewhere.
         policy_share: of the time, suite ``rl``; NaN elsewhere.
         sharing: suite ``distributed``; None elsewhere.
         peak_bytes: memory taken at the peak, suite ``memory``; NaN elsewhere.
         best_loss: lowest that a search saw, suite ``zeroth``; NaN elsewhere.
+        work: for the roofline; None where it says nothing.
+        reason: why the row has no time; empty if it has.
     """
 
     suite: str
@@ -120,146 +156,64 @@ class Result:
     max_s: float
     repeats: int
     noise_bytes: int
-    times_base: float = float("nan")
-    over_naive: float = float("nan")
-    steps_per_s: float = float("nan")
-    policy_share: float = float("nan")
+    times_base: float = NAN
+    over_naive: float = NAN
+    low_s: float = NAN
+    high_s: float = NAN
+    replay_s: float = NAN
+    steps_per_s: float = NAN
+    policy_share: float = NAN
     sharing: Sharing | None = None
-    peak_bytes: float = float("nan")
-    best_loss: float = float("nan")
+    peak_bytes: float = NAN
+    best_loss: float = NAN
+    work: Work | None = None
+    reason: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What tells the rows of a run apart."""
+        return self.suite, self.view, self.case, self.method
+
+    @property
+    def timed(self) -> bool:
+        return not math.isnan(self.median_s)
+
+    @property
+    def best_s(self) -> float:
+        """Seconds to compare by: the median, or that of a replay, which has no launches in it."""
+        return self.replay_s if self.replay_s < self.median_s else self.median_s
+
+    @property
+    def failed(self) -> bool:
+        return self.reason.startswith(FAILED)
 
 
-class Clock:
-    """Seconds of one call. On CUDA by events, with a cold L2 cache as in a real training step."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        if device.type == "cuda":
-            l2 = torch.cuda.get_device_properties(device).L2_cache_size
-            self._flush = torch.empty(2 * l2, dtype=torch.uint8, device=device)
-
-    def __call__(self, call: Callable[[], object]) -> float:
-        if self.device.type != "cuda":
-            start = time.perf_counter()
-            call()
-            return time.perf_counter() - start
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        self._flush.zero_()
-        begin.record()
-        call()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) / 1e3
-
-
-def time_rows(
-    rows: Sequence[Row], device: torch.device, seconds: float, min_repeats: int = 3
-) -> list[list[float]]:
-    """Times every row, in turn, until each has had its share of time.
-
-    Args:
-        rows: What to time; each is checked first, which also warms it up.
-        device: Where the work runs.
-        seconds: Time after which a row is done, once it has its repeats.
-        min_repeats: Fewest samples of a row. One that takes longer than ``seconds`` gets 2.
-
-    Returns:
-        The samples of each row, in seconds.
-    """
-    clock = Clock(device)
-    for row in rows:
-        row.check()
-    samples: list[list[float]] = [[] for _ in rows]
-    pending = list(range(len(rows)))
-    while pending:
-        for i in pending:
-            first = clock(rows[i].call)
-            if first < FAST_S:
-                burst = max(1, min(20, int(FAST_S / max(first, 1e-6))))
-                samples[i] += [clock(rows[i].call) for _ in range(burst)]
-            else:
-                samples[i].append(first)
-        pending = [i for i in pending if not _enough(samples[i], seconds, min_repeats)]
-    return [[row.scale * s for s in taken] for row, taken in zip(rows, samples, strict=True)]
-
-
-def _enough(taken: list[float], seconds: float, min_repeats: int) -> bool:
-    needed = 2 if min(taken) > seconds else min_repeats
-    return len(taken) >= needed and sum(taken) >= seconds
-
-
-def measure(
-    suite: str,
-    view: str,
-    case: str,
-    rows: Sequence[Row],
-    device: torch.device,
-    seconds: float,
-    base: float | None = None,
-    naive: float | None = None,
-) -> list[Result]:
-    """Times the rows of one case and relates them to the rows named Base and Naive.
-
-    Args:
-        suite: Name of the suite.
-        view: What is timed: "forward", "update", "step" ...
-        case: Sizes, as the table shows them.
-        rows: The rows of the case.
-        device: Where the work runs.
-        seconds: Time of each row, see :func:`time_rows`.
-        base: Median of Base if it is not among the rows.
-        naive: Median of Naive if it is not among the rows.
-    """
-    results = []
-    for row, samples in zip(rows, time_rows(rows, device, seconds), strict=True):
-        results.append(
-            Result(
-                suite=suite,
-                view=view,
-                case=case,
-                method=row.name,
-                median_s=statistics.median(samples),
-                min_s=min(samples),
-                max_s=max(samples),
-                repeats=len(samples),
-                noise_bytes=row.noise_bytes,
-            )
-        )
-    medians = {result.method: result.median_s for result in results}
-    base = medians.get("Base", base)
-    naive = medians.get("Naive", naive)
-    for result in results:
-        if base is not None:
-            result.times_base = result.median_s / base
-        if naive is not None:
-            result.over_naive = naive / result.median_s
-    return results
+def failure(error: BaseException) -> str:
+    """The reason of a row or suite that should have run: the error on one line."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{FAILED}{type(error).__name__}: {lines[0]}".rstrip(": ")
 
 
 def fitting(
-    candidates: Iterable[tuple[str, int, Callable[[], Row]]],
-    case: str,
-    device: torch.device,
-    notes: list[str],
+    candidates: Iterable[tuple[str, int, Callable[[], Row]]], device: torch.device
 ) -> list[Row]:
-    """Makes the rows that fit into memory, and notes the others.
+    """Makes the rows; one that does not fit into memory, or cannot be made, says why.
 
     Args:
         candidates: Name of each row, bytes that it has still to allocate, and how to make it.
-        case: Named in the notes.
         device: Whose memory is meant.
-        notes: Where remarks go, each once.
     """
     rows = []
     for name, needed, make in candidates:
         free = free_bytes(device)
-        if needed <= 0.8 * free:
-            rows.append(make())
+        if needed > 0.8 * free:
+            reason = f"needs {needed / 1e9:.1f} GB of noise, {free / 1e9:.1f} GB are free"
+            rows.append(Row.missing(name, reason))
             continue
-        note = f"{name} is missing at {case}: it needs {needed / 1e9:.1f} GB of noise, "
-        note += f"{free / 1e9:.1f} GB are free."
-        if note not in notes:
-            notes.append(note)
+        try:
+            rows.append(make())
+        except Exception as error:
+            rows.append(Row.missing(name, failure(error)))
     return rows
 
 
@@ -293,41 +247,3 @@ def free_bytes(device: torch.device) -> int:
     except OSError:
         pass
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
-def machine(device: torch.device) -> dict[str, str]:
-    """The facts without which a time means nothing."""
-    facts = {
-        "cpu": _cpu_model(),
-        "threads": str(torch.get_num_threads()),
-        "isa": perturbed._C.cpu_capability(),
-        "torch": torch.__version__,
-        "perturbed": f"{perturbed.__version__} ({_commit()})",
-        "python": platform.python_version(),
-    }
-    if device.type == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name(device)
-        facts["cuda"] = str(torch.version.cuda)
-        facts["tf32"] = "on" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "off"
-    return facts
-
-
-def _cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _commit() -> str:
-    """Short commit of the working tree, with a plus sign if it holds changes."""
-    git = ["git", "-C", str(ROOT)]
-    try:
-        commit = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
-        changes = subprocess.check_output([*git, "status", "--porcelain", "-uno"], text=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "no commit"
-    return commit + ("+" if changes.strip() else "")

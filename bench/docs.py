@@ -2,19 +2,20 @@
 
 A table stands between ``<!-- bench: NAME -->`` and ``<!-- /bench -->``; what is between them is
 replaced, in every page for all of whose tables the files have results. The files are what ``python
--m bench --json`` wrote. A suite that several of them hold is taken from the last, so that one suite
+-m bench --save`` wrote. A suite that several of them hold is taken from the last, so that one suite
 can come from an environment with other packages in it.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from bench import distributed, report, scaling
+from bench import distributed, files, plots, published, report, scaling, sidebyside
 from bench.common import ROOT, Result
 from bench.report import duration, ratio, table
 from bench.variance import Cosine
@@ -23,8 +24,11 @@ BLOCK = re.compile(r"(<!-- bench: ([a-z]+) -->\n).*?(<!-- /bench -->)", re.DOTAL
 PAGES = (
     ROOT / "README.md",
     *(ROOT / "docs" / f"{name}.md" for name in ("noise", "memory", "distributed", "scaling")),
-    *(ROOT / "docs" / f"{name}.md" for name in ("optimizers", "howto/convert")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("optimizers", "howto/convert", "benchmarks")),
 )
+# In benchmarks.md, beside the published numbers that they belong to.
+SCHEMES = ("torch sparse 1", "torch sparse 2", "torch permuted")
+VARIANCE_PLOT = ROOT / "docs" / "noise-variance.png"
 Column = tuple[str, Callable[[Result], bool], Callable[[Result], str]]
 
 
@@ -41,7 +45,8 @@ class Measured:
         self.cosines: list[Cosine] = []
         self.facts: dict[str, str] = {}
         for path in paths:
-            results, facts, cosines = report.read_json(path)
+            run = files.read_json(path)
+            results, facts, cosines = run.results, run.machine, run.cosines
             self.facts = self.facts or facts
             if facts["cpu"] != self.facts["cpu"] or facts.get("gpu") != self.facts.get("gpu"):
                 raise ValueError(
@@ -64,7 +69,7 @@ class Measured:
         return table([first, *(name for name, _, _ in columns)], rows)
 
     def _methods(self, suite: str, *left_out: str) -> list[str]:
-        names = dict.fromkeys(r.method for r in self.results if r.suite == suite)
+        names = dict.fromkeys(r.method for r in self.results if r.suite == suite and r.timed)
         missing = [name for name in left_out if name in names]
         return [name for name in names if name not in missing]
 
@@ -87,7 +92,7 @@ class Measured:
         columns = [column("linear", "forward", n, "R=1") for n in (256, 512, 1024)]
         columns += [column("linear", "step", n, "R=1") for n in (256, 1024)]
         columns += [column("update", "update", 1024, "R=1")]
-        return self._pivot("noise", self._methods("linear", "Naive", "Loop"), columns)
+        return self._pivot("noise", self._methods("linear", "Naive", "Loop", *SCHEMES), columns)
 
     def layer(self) -> str:
         """One layer of 1024 x 1024, the beginning of README.md: times."""
@@ -102,7 +107,7 @@ class Measured:
             )
 
         held = ("noise held", column("step")[1], lambda r: report.size(r.noise_bytes))
-        few = ("Naive", "Loop", "LowRank(4)", "LowRank(1, 'rademacher')")
+        few = ("Naive", "Loop", "Sparse(2)", *SCHEMES, "LowRank(4)", "LowRank(1, 'rademacher')")
         shown = self._methods("linear", *few, "Permuted('both')", "SignFlip('both')")
         return self._pivot("noise", shown, [column("forward"), column("step"), held])
 
@@ -200,8 +205,17 @@ class Measured:
         """Cosine between estimate and gradient."""
         return report.variance_table(self.cosines)
 
+    def published(self, entry: published.Table) -> str:
+        """A published table beside what was measured here."""
+        return sidebyside.markdown(entry, self.results)
+
     def _makers(self) -> dict[str, tuple[str, Callable[[], str]]]:
         """Name of a table -> the suite that it needs, and how it is made."""
+
+        published_tables = {
+            name: (entry.lines[0].suite, functools.partial(self.published, entry))
+            for name, entry in published.TABLES.items()
+        }
 
         def of(name: str, function: Callable[..., str], *more: object) -> tuple:
             return name, lambda: function(self.results, *more)
@@ -229,6 +243,7 @@ class Measured:
             "crossover": ("distributed", scaling.crossover_table),
             "memory": ("distributed", scaling.memory_table),
             "peak": ("memory", self.peak),
+            **published_tables,
         }
 
     def has(self, name: str) -> bool:
@@ -281,6 +296,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for page in pages:
         page.write_text(update(page.read_text(), measured))
         print(f"wrote {page.name}")
+    if measured.cosines and not options.page:
+        plots.write_variance(VARIANCE_PLOT, measured.cosines, measured.facts)
+        print(f"wrote {VARIANCE_PLOT.name}")
 
 
 def _can_make(page: Path, measured: Measured) -> bool:

@@ -12,9 +12,11 @@ import itertools
 
 import torch
 
-from bench import ours
-from bench.common import Options, Result, fitting, measure
+from bench import ours, schemes
+from bench.common import Options, Result, fitting
 from bench.population import Buffers, Case, Problem
+from bench.timing import measure
+from perturbed import Sparse
 
 NOTES = (
     "Forward: noise already drawn in Stored and vmap, drawn in the call in all rows of ours. "
@@ -50,14 +52,16 @@ def _run(
     suite: str, cases: list[Case], views: list[str], options: Options
 ) -> tuple[list[Result], list[str]]:
     results: list[Result] = []
-    notes = list(NOTES)
     buffers = Buffers(options.device)
-    families = ours.families(options.full)
+    # What NESgpu's table has, besides.
+    families = (*ours.families(options.full), Sparse(2))
     for case in cases:
         problem = Problem(case, buffers)
         for view in views:
             options.progress(f"{suite}, {view}: {case}")
-            candidates = problem.rows(view, options.full, families)
-            rows = fitting(candidates, str(case), options.device, notes)
+            candidates = itertools.chain(
+                problem.rows(view, families), schemes.linear_rows(view, problem)
+            )
+            rows = fitting(candidates, options.device)
             results += measure(suite, view, str(case), rows, options.device, options.seconds)
-    return results, notes
+    return results, list(NOTES)

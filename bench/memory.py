@@ -26,10 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from bench import report
-from bench.common import ROOT, Options, Result, Row, assert_close, measure, rtol
+from bench.common import ROOT, Options, Result, Row, assert_close, rtol
 from bench.models import transformer
 from bench.network import mlp
 from bench.ours import SIGMA
+from bench.timing import measure
 from perturbed import NES, LowRank, PerturbedModel, convert
 
 # Name -> network, rows that every member sees, directions.

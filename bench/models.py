@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from bench import report
-from bench.common import ROOT, Options, Result, Row, assert_close, measure
+from bench.common import ROOT, Options, Result, Row, assert_close
 from bench.ours import SIGMA, held_bytes
+from bench.timing import measure
 from perturbed import Dense, LowRank, PerturbedModel, SignFlip, convert
 
 MEMBERS = 32

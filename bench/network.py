@@ -8,26 +8,28 @@ forward    new noise and the perturbed forward
 update     the estimate of all parameters
 optimizer  centred ranks and Adam, the same for all families
 
-bench/peers.py has the others: a short program in plain torch, and EvoX and EvoTorch where they are
-installed (pip install "perturbed[bench-peers]").
+bench/plain.py has three programs in plain torch; bench/peers.py EvoX and EvoTorch, where they are
+installed.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from bench import ours, peers
-from bench.common import Options, Result, Row, assert_close, measure, rtol
+from bench import ours, peers, plain
+from bench.common import Options, Result, Row, assert_close, rtol
+from bench.plain import LR
+from bench.timing import measure
 from perturbed import NES
 from perturbed.noise import NoiseFamily
 from perturbed.optim.shaping import centered_rank
 
 WIDTHS = (64, 256, 256, 10)
 MEMBERS = 1024
-LR = 1e-3
 VIEWS = ("step", "forward", "update", "optimizer")
 
 
@@ -42,7 +44,7 @@ def mlp(widths: tuple[int, ...], device: torch.device) -> nn.Sequential:
 class Trainer(ours.Population):
     """A population that trains with the package's own NES."""
 
-    def __init__(self, net: nn.Module, noise: NoiseFamily, task: peers.Task) -> None:
+    def __init__(self, net: nn.Module, noise: NoiseFamily, task: plain.Task) -> None:
         super().__init__(net, noise, task.directions, task.x, task.weights)
         self.task = task
         # One pass over each parameter, where a loop of torch operations costs more than the rest.
@@ -75,24 +77,34 @@ def run(
 ) -> tuple[list[Result], list[str]]:
     """Runs the suite; returns its results, and remarks."""
     net = mlp(widths, options.device)
-    task = peers.Task.random(members, widths[0], widths[-1], options.device)
+    task = plain.Task.random(members, widths[0], widths[-1], options.device)
     expected = net(task.x)
     case = f"{'-'.join(map(str, widths))}, {members} members, antithetic"
     families = ours.families(options.full)
     results: list[Result] = []
-    notes: list[str] = []
-    for view in options.chosen(VIEWS):
+    for view in options.chosen(("step", "forward") if options.only_peers else VIEWS):
         options.progress(f"network, {view}: {case}")
-        check = lambda: assert_close(net(task.x), expected, "Base", rtol(expected))  # noqa: E731
-        rows = [Row("Base", lambda: net(task.x), check, 0)]
-        if view == "optimizer":
-            trainer = Trainer(net, families[0], task)
-            rows.append(Row("centred ranks, Adam", trainer.optimizer, trainer.check, 0))
-        else:
-            rows += [Trainer(net, noise, task).row(view) for noise in families]
+        rows: list[Row] = []
+        if not options.only_peers:
+            rows += _own_rows(view, net, task, expected, families)
         if view in ("step", "forward"):
-            others, remarks = peers.rows(view, net, task)
-            rows += others
-            notes += [remark for remark in remarks if remark not in notes]
+            rows += peers.rows(view, net, task)
         results += measure("network", view, case, rows, options.device, options.seconds)
-    return results, notes
+    return results, []
+
+
+def _own_rows(
+    view: str,
+    net: nn.Sequential,
+    task: plain.Task,
+    expected: Tensor,
+    families: Sequence[NoiseFamily],
+) -> list[Row]:
+    """Base, ours, and programs in plain torch."""
+    check = lambda: assert_close(net(task.x), expected, "Base", rtol(expected))  # noqa: E731
+    base = Row("Base", lambda: net(task.x), check, 0)
+    if view == "optimizer":
+        trainer = Trainer(net, families[0], task)
+        return [base, Row("centred ranks, Adam", trainer.optimizer, trainer.check, 0)]
+    rows = [base, *(Trainer(net, noise, task).row(view) for noise in families)]
+    return rows + (plain.rows(view, net, task) if view in ("step", "forward") else [])

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.common import Row, assert_close, estimate_rtol, rtol
+from bench.roofline import Layer
+from bench.timing import Rotating
 from perturbed import Dense, LowRank, Permuted, PerturbedModel, SignFlip, Sparse, convert
 from perturbed.noise import NoiseFamily
 
@@ -55,6 +57,7 @@ class Population:
         self, module: nn.Module, noise: NoiseFamily, directions: int, x: Tensor, weights: Tensor
     ) -> None:
         self.noise, self.directions, self.x, self.weights = noise, directions, x, weights
+        self.module, self.rotating = module, Rotating(x)
         self.net = convert(copy.deepcopy(module), directions, noise)
         self.model = PerturbedModel(self.net, directions, sigma=SIGMA)
         self.model.set_noise()
@@ -62,7 +65,7 @@ class Population:
 
     def forward(self) -> Tensor:
         self.model.set_noise()
-        return self.model(self.x)
+        return self.model(self.rotating())
 
     def update(self) -> None:
         self.model.set_grad(self.weights)
@@ -73,7 +76,11 @@ class Population:
 
     def row(self, view: str) -> Row:
         """The work of a view."""
-        return Row(repr(self.noise), getattr(self, view), self.check, held_bytes(self.model))
+        work = None
+        if isinstance(self.module, (nn.Linear, nn.Conv2d)):
+            work = Layer.of(self.module, self.x, self.directions).perturbed(self.noise, view)
+        held = held_bytes(self.model)
+        return Row(repr(self.noise), getattr(self, view), self.check, held, work=work)
 
     def check(self) -> None:
         """Compares rows and an estimate with the members, ordinary modules of torch."""

@@ -1,128 +1,55 @@
-"""How others train a small network with evolution strategies, for the suite ``network``.
+"""Other packages' evolution strategies, for the suite ``network``; its swarm is in bench/pso.py.
 
-torch rank 1       low-rank noise in plain torch, as short and as fast as we could write it
-EvoX VirtualLoRA   VirtualLoRAES of EvoX (rank 1): noise of every member drawn twice in a step
-EvoTorch PGPE      all perturbed networks in memory, evaluated by vmap
+EvoX VirtualLoRA           VirtualLoRAES of EvoX, rank 1: noise of every member drawn twice a step
+EvoX VirtualLoRA, rank 4   the same
+EvoTorch PGPE              all perturbed networks in memory, evaluated by vmap
 
-EvoX and EvoTorch are optional. Both do what their own examples do, with the same population,
-learning rate and loss. EvoX shows all members one input, since it has no inputs of their own; its
-rank-r classes (version 1.4) are imported from their files, because ``evox.algorithms`` and
+Both packages are optional. Both do what their own examples do, with the same population, learning
+rate and loss. EvoX shows all members one input, since it has no inputs of their own; its rank-r
+classes (version 1.4) are imported from their files, because ``evox.algorithms`` and
 ``evox.problems.neuroevolution`` export the full-rank ones under their names.
+
+They are imported where they are installed beside this package. ``--peers PYTHON`` names another
+interpreter that has them: it runs their rows alone (``--only-peers``), and :func:`merge` puts them
+into the tables. It needs torch, tabulate and matplotlib, of the same Python version as ours, since
+it imports this checkout and its compiled extension.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
-import dataclasses
-from collections.abc import Callable
+import importlib.metadata
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.common import Row, assert_close
+from bench import files
+from bench.common import ROOT, Options, Result, Row, assert_close
 from bench.ours import SIGMA
-from perturbed.optim.shaping import centered_rank
+from bench.plain import LR, Task
 
-LR = 1e-3
-
-
-@dataclasses.dataclass
-class Task:
-    """One input and one label for each member, the second half of them the first's partners.
-
-    Attributes:
-        x: (2 * D, in).
-        labels: (2 * D,).
-        losses: (2, D), some losses of members.
-        weights: (D,), of an estimate.
-    """
-
-    x: Tensor
-    labels: Tensor
-    losses: Tensor
-    weights: Tensor
-
-    @classmethod
-    def random(cls, members: int, inputs: int, classes: int, device: torch.device) -> Task:
-        """Inputs and labels without meaning: time does not depend on them."""
-        generator = torch.Generator().manual_seed(members)
-        x = torch.rand(members, inputs, generator=generator)
-        labels = torch.randint(classes, (members,), generator=generator)
-        losses = torch.rand(2, members // 2, generator=generator)
-        parts = x, labels, losses, losses[0] - losses[1]
-        return cls(*(part.to(device) for part in parts))
-
-    @property
-    def directions(self) -> int:
-        return len(self.weights)
-
-    def loss(self, scores: Tensor) -> Tensor:
-        return F.cross_entropy(scores, self.labels, reduction="none")
+SUITES = ("network", "pso")  # with rows of others
+EVOX = {1: "EvoX VirtualLoRA", 4: "EvoX VirtualLoRA, rank 4"}
+EVOTORCH = "EvoTorch PGPE"
+HOW = 'pip install "perturbed[bench-peers]", or name an interpreter that has it: --peers PYTHON'
 
 
-class TorchLowRank:
-    """Rank-1 noise for weights, full noise for biases, antithetic; centred ranks, Adam."""
-
-    def __init__(self, net: nn.Sequential, task: Task) -> None:
-        self.net, self.task = copy.deepcopy(net), task
-        self.adam = torch.optim.Adam(self.net.parameters(), LR, fused=True)
-        self.linear = [layer for layer in self.net if isinstance(layer, nn.Linear)]
-        self.noise: dict[nn.Linear, tuple[Tensor, Tensor, Tensor]] = {}
-        self.scale = torch.tensor([SIGMA, -SIGMA], device=task.x.device).view(2, 1, 1)
-
-    def draw(self) -> None:
-        d = self.task.directions
-        for layer in self.linear:
-            sizes = layer.out_features, layer.in_features, layer.out_features
-            a, b, e = (torch.randn(d, n, device=self.task.x.device) for n in sizes)
-            self.noise[layer] = a, b, e
-
-    def forward(self) -> Tensor:
-        self.draw()
-        x = self.task.x.view(2, self.task.directions, -1)
-        for layer in self.net:
-            if not isinstance(layer, nn.Linear):
-                x = layer(x)
-                continue
-            a, b, e = self.noise[layer]
-            part = (x * b).sum(-1, keepdim=True) * a + e
-            x = layer(x).addcmul_(part, self.scale)
-        return x.flatten(0, 1)
-
-    def update(self, folded: Tensor) -> None:
-        weights = folded / (2 * self.task.directions * SIGMA)
-        for layer in self.linear:
-            a, b, e = self.noise[layer]
-            layer.weight.grad = (a * weights[:, None]).t() @ b
-            layer.bias.grad = weights @ e
-
-    def step(self) -> None:
-        plus, minus = centered_rank(self.task.loss(self.forward()).view(2, -1))
-        self.update(plus - minus)
-        self.adam.step()
-
-    def check(self) -> None:
-        y = self.forward()
-        for b in (0, len(y) - 1):
-            sign, d = divmod(b, self.task.directions)
-            x = self.task.x[b]
-            for layer in self.net:
-                if not isinstance(layer, nn.Linear):
-                    x = layer(x)
-                    continue
-                a, factor, e = (part[d] for part in self.noise[layer])
-                scale = -SIGMA if sign else SIGMA
-                weight = layer.weight + scale * torch.outer(a, factor)
-                x = F.linear(x, weight, layer.bias + scale * e)
-            assert_close(y[b], x, f"torch rank 1, row {b}", 1e-3)
-
-    def held_bytes(self) -> int:
-        self.draw()
-        return sum(part.nbytes for parts in self.noise.values() for part in parts)
+def optional(package: str, names: Sequence[str], make: Callable[[], list[Row]]) -> list[Row]:
+    """Rows of a package, or, where it cannot be imported, rows that say so."""
+    try:
+        return make()
+    except ImportError as error:
+        reason = f"{package} is not installed ({error}): {HOW}"
+        return [Row.missing(name, reason) for name in names]
 
 
-def _evox(view: str, net: nn.Sequential, task: Task) -> Row:
+def _evox(view: str, net: nn.Sequential, task: Task, rank: int) -> Row:
     """EvoX's algorithm and problem, joined as its StdWorkflow does, but without its bookkeeping."""
     from evox.algorithms.so.es_variants.virtual_lora_es import VirtualLoRAES
     from evox.problems.neuroevolution.virtual_lora_problem import VirtualLoRAProblem
@@ -133,13 +60,13 @@ def _evox(view: str, net: nn.Sequential, task: Task) -> Row:
         copy.deepcopy(net),
         [(task.x[:1], task.labels[:1])],
         nn.CrossEntropyLoss(reduction="none"),
-        lora_rank=1,
+        lora_rank=rank,
         device=device,
     )
     centre = torch.cat([p.flatten() for p in parameters])
     algorithm = VirtualLoRAES(
         [tuple(p.shape) for p in parameters],
-        1,
+        rank,
         members,
         centre.clone(),
         LR,
@@ -162,8 +89,9 @@ def _evox(view: str, net: nn.Sequential, task: Task) -> Row:
         "forward": lambda: problem.evaluate((algorithm.center, algorithm.seeds, SIGMA)),
         "step": algorithm.step,
     }
-    held = 4 * members * sum(sum(p.shape) for p in parameters)  # its factors, of all layers at once
-    return Row("EvoX VirtualLoRA", calls[view], check, held)
+    # Its factors, of all layers at once.
+    held = 4 * members * rank * sum(sum(p.shape) for p in parameters)
+    return Row(EVOX[rank], calls[view], check, held)
 
 
 def _evotorch(view: str, net: nn.Sequential, task: Task) -> Row:
@@ -202,18 +130,79 @@ def _evotorch(view: str, net: nn.Sequential, task: Task) -> Row:
     return Row("EvoTorch PGPE", {"forward": forward, "step": step}[view], check, held)
 
 
-def rows(view: str, net: nn.Sequential, task: Task) -> tuple[list[Row], list[str]]:
-    """Everybody's rows of a view, "forward" or "step", and remarks on those who are missing."""
-    torch_row = TorchLowRank(net, task)
-    call = getattr(torch_row, view)
-    found = [Row("torch rank 1", call, torch_row.check, torch_row.held_bytes())]
-    notes = []
-    for package, make in (("evox", _evox), ("evotorch", _evotorch)):
+def rows(view: str, net: nn.Sequential, task: Task) -> list[Row]:
+    """Everybody's rows of a view, "forward" or "step"."""
+    evox = optional(
+        "evox", list(EVOX.values()), lambda: [_evox(view, net, task, rank) for rank in EVOX]
+    )
+    return evox + optional("evotorch", [EVOTORCH], lambda: [_evotorch(view, net, task)])
+
+
+# ---- another interpreter -------------------------------------------------------------------------
+
+
+def versions() -> str:
+    """The packages of this interpreter."""
+    found = []
+    for name in ("evox", "evotorch", "torch"):
         try:
-            found.append(make(view, net, task))
-        except ImportError as error:
-            notes.append(
-                f"network: no row of {package}, which is optional: pip install "
-                f'"perturbed[bench-peers]" ({error}).'
-            )
-    return found, notes
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+def run_elsewhere(python: Path, suite: str, options: Options) -> tuple[list[Result], str]:
+    """Times the others' rows of a suite with another interpreter.
+
+    Args:
+        python: its path.
+        suite: of SUITES.
+        options: as here.
+
+    Returns:
+        Results, and the versions of its packages.
+
+    Raises:
+        RuntimeError: it cannot be started or does not finish; the message has its last words.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        stem = Path(folder) / "peers"
+        command = [str(python), "-m", "bench", suite, "--only-peers", "--save", str(stem)]
+        command += ["--seconds", str(options.seconds), "--device", str(options.device)]
+        command += ["--full"] if options.full else []
+        for view in options.views or ():
+            command += ["--view", view]
+        try:
+            done = subprocess.run(command, cwd=ROOT, capture_output=True)
+        except OSError as error:
+            raise RuntimeError(f"--peers {python.name} cannot be started: {error}") from None
+        if not stem.with_suffix(".json").exists():
+            last = (done.stderr.decode().strip().splitlines() or ["nothing"])[-1]
+            raise RuntimeError(f"--peers {python.name} has no results; it said: {last}")
+        run = files.read_json(stem.with_suffix(".json"))
+    return run.results, run.machine["peers"]
+
+
+def merge(own: list[Result], others: Sequence[Result]) -> list[Result]:
+    """Puts others' results where rows here have no time, related to our Base and Naive."""
+    by_key = {result.key: result for result in own}
+    found = {result.key: copy.copy(result) for result in others if result.method != "Base"}
+    for key, result in found.items():
+        for field, name, upside_down in (
+            ("times_base", "Base", False),
+            ("over_naive", "Naive", True),
+        ):
+            other = by_key.get((*key[:3], name))
+            if other is not None:
+                share = result.median_s / other.median_s
+                setattr(result, field, 1 / share if upside_down else share)
+    return [found.get(r.key, r) if not r.timed else r for r in own]
+
+
+def interpreter(text: str) -> Path:
+    """Argparse type of --peers: a program that exists."""
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"must be a Python interpreter, got {text!r}")
+    return path

@@ -1,11 +1,11 @@
-"""One linear layer over a population of perturbed networks, computed in every way that is compared.
+"""One layer over a population of perturbed networks, computed in every way that is compared.
 
 Base     the unperturbed layer on the whole batch: the time no perturbed layer can beat
 Naive    the unperturbed layer on one row, as often as the batch has rows. So NESgpu times it:
          it draws no noise and has no estimate, in the step view too
 Loop     an honest loop: draw E_d, add, apply, add to the estimate; it runs 1 direction in 16,
          and its time is multiplied
-Stored   NESgpu's scheme in torch: E of all directions in memory, baddbmm, and w @ E
+Stored   NESgpu's scheme in torch: E of all directions in memory, a batched product, and w @ E
 vmap     torch.func.vmap over materialised networks W + E_d (and W - E_d if antithetic)
 """
 
@@ -13,29 +13,31 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from bench import ours
 from bench.common import Row, assert_close, rtol
 from bench.ours import SIGMA
+from bench.roofline import Layer
+from bench.timing import Rotating
 from perturbed.noise import NoiseFamily
 
 LOOP_PART = 16
+# Directions that are drawn and repeated: normal_ takes seconds for gigabytes, and time does not
+# depend on values. With 13 the probed directions of all sizes still differ.
+DRAWN = 13
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """A layer, R repeats of D directions; antithetic if R is even."""
+class Repeats:
+    """R repeats of D directions; antithetic if R is even. Cases of layers derive from it."""
 
-    inputs: int
-    outputs: int
     directions: int
-    repeats: int = 1
+    repeats: int
 
     @property
     def antithetic(self) -> bool:
@@ -45,9 +47,23 @@ class Case:
     def signs(self) -> int:
         return 2 if self.antithetic else 1
 
-    def __str__(self) -> str:
+    def population(self) -> str:
+        """The part of a case's label that tells of rows and directions."""
         pairs = ", antithetic" if self.antithetic else ""
-        return f"{self.inputs}x{self.outputs}, R={self.repeats} D={self.directions}{pairs}"
+        return f"R={self.repeats} D={self.directions}{pairs}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Case(Repeats):
+    """A linear layer, R repeats of D directions."""
+
+    inputs: int
+    outputs: int
+    directions: int
+    repeats: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.inputs}x{self.outputs}, {self.population()}"
 
 
 class Buffers:
@@ -70,28 +86,48 @@ class Buffers:
         return self._held[name][:numel].view(shape)
 
 
-class Problem:
-    """Inputs of one case, and its work done in each way."""
+class LayerProblem(ABC):
+    """Inputs of a layer and its work done in each way; what is stored depends on the layer.
 
-    def __init__(self, case: Case, buffers: Buffers) -> None:
-        self.case = case
+    Args:
+        layer: with weight and bias.
+        case: repeats and directions.
+        x: (B, ...), a row for every member and repeat.
+        weights: (D,) of the estimate.
+        buffers: for the noise.
+    """
+
+    def __init__(
+        self,
+        layer: nn.Linear | nn.Conv2d,
+        case: Repeats,
+        x: Tensor,
+        weights: Tensor,
+        buffers: Buffers,
+    ) -> None:
+        self.layer, self.case, self.x, self.weights = layer, case, x, weights
         self.buffers = buffers
-        self.device = device = buffers.device
-        generator = torch.Generator().manual_seed(case.inputs)
-        shape = (case.repeats * case.directions, case.inputs)
-        self.x = torch.rand(shape, generator=generator).to(device)
-        self.rtol = rtol(self.x)
-        self.weights = torch.randn(case.directions, generator=generator).to(device)
-        self.layer = nn.Linear(case.inputs, case.outputs, device=device)
+        self.device = buffers.device
+        self.rotating = Rotating(x)
+        self.rtol = rtol(x)
         self.probes = sorted({0, case.directions // 2, case.directions - 1})
+        self.numbers = Layer.of(layer, x, case.directions)
         self._noise: tuple[Tensor, Tensor] | None = None
+
+    @abstractmethod
+    def add_stored(self, y: Tensor, x: Tensor) -> None:
+        """Add s E_d x and s e_d to the base products of all rows, in place."""
 
     # ---- without noise ------------------------------------------------------------------------
 
     def base(self) -> Row:
-        expected = F.linear(self.x, self.layer.weight, self.layer.bias)
-        call = lambda: self.layer(self.x)  # noqa: E731
-        return Row("Base", call, lambda: assert_close(call(), expected, "Base", self.rtol), 0)
+        expected = self.layer(self.x[:1])
+
+        def check() -> None:
+            assert_close(self.layer(self.x)[:1], expected, "Base", self.rtol)
+
+        call = lambda: self.layer(self.rotating())  # noqa: E731
+        return Row("Base", call, check, 0, work=self.numbers.base())
 
     def naive(self) -> Row:
         row = self.x[:1]
@@ -112,15 +148,11 @@ class Problem:
     def noise(self) -> tuple[Tensor, Tensor]:
         """E and e of all directions; Stored and vmap share them, as they never run together."""
         if self._noise is None:
-            c = self.case
-            big = self.buffers.take("noise", c.directions, c.outputs, c.inputs)
-            small = torch.empty(c.directions, c.outputs, device=self.device)
-            self._noise = big, small
-            # normal_ takes seconds for gigabytes, so few directions are drawn and repeated: time
-            # does not depend on values. With 13 the probed directions of all sizes still differ.
+            shape = (self.case.directions, *self.layer.weight.shape)
+            self._noise = self.buffers.take("noise", *shape), self.x.new_empty(shape[:2])
             for part in self._noise:
-                drawn = part[:13].normal_(0, SIGMA)
-                for chunk in part.split(13):
+                drawn = part[:DRAWN].normal_(0, SIGMA)
+                for chunk in part.split(DRAWN):
                     chunk.copy_(drawn[: len(chunk)])
         return self._noise
 
@@ -129,7 +161,7 @@ class Problem:
             part.normal_(0, SIGMA)
 
     def noise_bytes(self) -> int:
-        return 4 * self.case.directions * self.case.outputs * (self.case.inputs + 1)
+        return 4 * self.case.directions * sum(p.numel() for p in self.layer.parameters())
 
     def estimate(self) -> tuple[Tensor, Tensor]:
         big, small = self.noise()
@@ -138,33 +170,33 @@ class Problem:
 
     def check_forward(self, y: Tensor, name: str) -> None:
         """Compares rows of the probed directions with the networks that they should be."""
-        c = self.case
         big, small = self.noise()
-        for b in (r * c.directions + d for r in range(c.repeats) for d in self.probes):
-            sign = -1 if c.antithetic and b >= len(self.x) // 2 else 1
-            d = b % c.directions
-            network = self.layer.weight + sign * big[d], self.layer.bias + sign * small[d]
-            assert_close(y[b], F.linear(self.x[b], *network), f"{name}, row {b}", self.rtol)
+        directions = self.case.directions
+        for b in (r * directions + d for r in range(self.case.repeats) for d in self.probes):
+            sign = -1 if self.case.antithetic and b >= len(self.x) // 2 else 1
+            network = {
+                "weight": self.layer.weight + sign * big[b % directions],
+                "bias": self.layer.bias + sign * small[b % directions],
+            }
+            expected = functional_call(self.layer, network, (self.x[b : b + 1],))[0]
+            assert_close(y[b], expected, f"{name}, row {b}", self.rtol)
 
     def check_estimate(self, name: str) -> None:
         """Compares one row of the weight's estimate, and the bias's, with sums written out."""
         big, small = self.noise()
         grads = [grad.double() for grad in self.estimate()]
-        weights = self.weights.double()[:, None]
-        assert_close(grads[0][-1], (weights * big[:, -1]).sum(0), f"{name}, estimate", self.rtol)
-        assert_close(grads[1], (weights * small).sum(0), f"{name}, bias estimate", self.rtol)
+        weights = self.weights.double()
+        for grad, noise in ((grads[0][-1], big[:, -1]), (grads[1], small)):
+            expected = torch.tensordot(weights, noise.double(), 1)
+            assert_close(grad, expected, f"{name}, estimate", self.rtol)
 
     def stored(self, view: str) -> Row:
-        c = self.case
-        big, small = self.noise()
-        grouped = self.x.view(c.repeats, c.directions, -1).transpose(0, 1)
+        self.noise()
 
         def forward() -> Tensor:
-            y = self.layer(self.x)
-            part = torch.baddbmm(small.unsqueeze(1), grouped, big.mT)
-            if c.antithetic:
-                part[:, c.repeats // 2 :].neg_()
-            y.view(c.repeats, c.directions, -1).add_(part.transpose(0, 1))
+            x = self.rotating()
+            y = self.layer(x)
+            self.add_stored(y, x)
             return y
 
         def whole() -> None:
@@ -177,29 +209,25 @@ class Problem:
             self.check_estimate("Stored")
 
         calls = {"forward": forward, "update": self.estimate, "step": whole}
-        return Row("Stored", calls[view], check, self.noise_bytes())
+        return Row("Stored", calls[view], check, self.noise_bytes(), work=self.numbers.stored(view))
 
     def vmap(self, view: str) -> Row:
-        c = self.case
-        noise = self.noise()
-        members = c.signs * c.directions
+        c, layer = self.case, self.layer
+        noise, members = self.noise(), c.signs * c.directions
         networks = (
-            self.buffers.take("networks", members, c.outputs, c.inputs),
-            torch.empty(members, c.outputs, device=self.device),
+            self.buffers.take("networks", members, *layer.weight.shape),
+            torch.empty(members, len(layer.weight), device=self.device),
         )
-        per_member = c.repeats // c.signs
-        x = self.x.view(c.signs, per_member, c.directions, -1).transpose(1, 2)
-        x = x.reshape(members, per_member, -1)
-        names = ("weight", "bias")
+        x = self.x.view(c.signs, -1, c.directions, *self.x.shape[1:]).transpose(1, 2).flatten(0, 1)
 
         def materialise() -> None:
-            for own, part, name in zip(networks, noise, names, strict=True):
-                torch.add(getattr(self.layer, name), part, out=own[: c.directions])
+            for own, part, name in zip(networks, noise, ("weight", "bias"), strict=True):
+                torch.add(getattr(layer, name), part, out=own[: c.directions])
                 if c.antithetic:
-                    torch.sub(getattr(self.layer, name), part, out=own[c.directions :])
+                    torch.sub(getattr(layer, name), part, out=own[c.directions :])
 
         def one(weight: Tensor, bias: Tensor, rows: Tensor) -> Tensor:
-            return functional_call(self.layer, {"weight": weight, "bias": bias}, (rows,))
+            return functional_call(layer, {"weight": weight, "bias": bias}, (rows,))
 
         def forward() -> Tensor:
             return vmap(one)(*networks, x)
@@ -212,27 +240,29 @@ class Problem:
 
         def check() -> None:
             materialise()
-            y = forward().view(c.signs, c.directions, per_member, -1).transpose(1, 2)
-            self.check_forward(y.reshape(len(self.x), -1), "vmap")
+            y = forward().unflatten(0, (c.signs, c.directions)).transpose(1, 2)
+            self.check_forward(y.flatten(0, 2), "vmap")
 
         held = (1 + c.signs) * self.noise_bytes()
-        return Row("vmap", {"forward": forward, "step": whole}[view], check, held)
+        work = self.numbers.stored(view, networks=members)
+        return Row("vmap", {"forward": forward, "step": whole}[view], check, held, work=work)
 
     def loop(self) -> Row:
         c = self.case
         directions = range(max(1, c.directions // LOOP_PART))
-        sources = self.x.view(c.repeats, c.directions, -1)
+        sources = self.x.view(c.repeats, c.directions, *self.x.shape[1:])
         signs = [-1 if c.antithetic and r >= c.repeats // 2 else 1 for r in range(c.repeats)]
-        grads = [torch.zeros_like(p) for p in self.layer.parameters()]
+        parameters = dict(self.layer.named_parameters())
+        grads = {name: torch.zeros_like(p) for name, p in parameters.items()}
         weights = self.weights.tolist()
 
-        def one(d: int) -> list[Tensor]:
-            noise = [torch.randn_like(p) * SIGMA for p in self.layer.parameters()]
+        def one(d: int) -> dict[str, Tensor]:
+            noise = {name: torch.randn_like(p) * SIGMA for name, p in parameters.items()}
             for r, sign in enumerate(signs):
-                member = (p + sign * e for p, e in zip(self.layer.parameters(), noise, strict=True))
-                F.linear(sources[r, d], *member)
-            for grad, e in zip(grads, noise, strict=True):
-                grad.add_(e, alpha=weights[d])
+                member = {name: p + sign * noise[name] for name, p in parameters.items()}
+                functional_call(self.layer, member, (sources[r, d : d + 1],))
+            for name, grad in grads.items():
+                grad.add_(noise[name], alpha=weights[d])
             return noise
 
         def call() -> None:
@@ -240,10 +270,11 @@ class Problem:
                 one(d)
 
         def check() -> None:
-            for grad in grads:
+            for grad in grads.values():
                 grad.zero_()
-            for grad, e in zip(grads, one(0), strict=True):
-                assert_close(grad, weights[0] * e, "Loop", self.rtol)
+            noise = one(0)
+            for name, grad in grads.items():
+                assert_close(grad, weights[0] * noise[name], "Loop", self.rtol)
 
         scale = c.directions / len(directions)
         return Row("Loop", call, check, self.noise_bytes() // c.directions, scale)
@@ -251,14 +282,14 @@ class Problem:
     # ---- all of them --------------------------------------------------------------------------
 
     def rows(
-        self, view: str, full: bool, families: Sequence[NoiseFamily]
+        self, view: str, families: Sequence[NoiseFamily]
     ) -> Iterator[tuple[str, int, Callable[[], Row]]]:
         """Name, bytes that the row has still to allocate, and how to make it."""
-        numel = self.case.directions * self.case.outputs * self.case.inputs
+        numel = self.case.directions * self.layer.weight.numel()
         yield "Base", 0, self.base
         if view != "update":
             yield "Naive", 0, self.naive
-        if view == "step" and full:
+        if view == "step":
             yield "Loop", 0, self.loop
         needed = self.buffers.missing("noise", numel)
         yield "Stored", needed, lambda: self.stored(view)
@@ -267,3 +298,24 @@ class Problem:
             needed += self.buffers.missing("networks", self.case.signs * numel)
             yield "vmap", needed, lambda: self.vmap(view)
         yield from ours.rows(view, self.layer, self.case.directions, self.x, self.weights, families)
+
+
+class Problem(LayerProblem):
+    """A linear layer."""
+
+    def __init__(self, case: Case, buffers: Buffers) -> None:
+        generator = torch.Generator().manual_seed(case.inputs)
+        shape = (case.repeats * case.directions, case.inputs)
+        x = torch.rand(shape, generator=generator).to(buffers.device)
+        weights = torch.randn(case.directions, generator=generator).to(buffers.device)
+        layer = nn.Linear(case.inputs, case.outputs, device=buffers.device)
+        super().__init__(layer, case, x, weights, buffers)
+
+    def add_stored(self, y: Tensor, x: Tensor) -> None:
+        """See :meth:`LayerProblem.add_stored`."""
+        c, (big, small) = self.case, self.noise()
+        grouped = x.view(c.repeats, c.directions, -1).transpose(0, 1)
+        part = torch.baddbmm(small.unsqueeze(1), grouped, big.mT)
+        if c.antithetic:
+            part[:, c.repeats // 2 :].neg_()
+        y.view(c.repeats, c.directions, -1).add_(part.transpose(0, 1))

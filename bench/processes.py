@@ -19,9 +19,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.common import FAST_S, Result, Sharing, assert_close
+from bench.common import Result, Sharing, assert_close
 from bench.distributed import TIMEOUT_S, Case
 from bench.ours import SIGMA
+from bench.timing import FAST_S
 from perturbed import NES, PerturbedModel, convert
 
 LEAST_ROUNDS = 3

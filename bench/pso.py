@@ -9,7 +9,7 @@ PSO        perturbed.PSO: losses in, bests kept, particles moved, module and rec
 operator   of view "update": swarm_move_ alone
 Naive      torch._foreach_* over parameters stacked by particle, in place; bmm for the forward
 Loop       a module for each particle (small cases only)
-EvoX PSO   of view "update", where evox is installed
+EvoX PSO   of view "update", where evox is installed: bench/peers.py
 
 Peak memory is that of a process of its own which makes a row and runs it twice, less that of one
 which imports only, and stands in the notes.
@@ -30,13 +30,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench import report
-from bench.common import ROOT, Options, Result, Row, measure, rtol
+from bench import peers, report
+from bench.common import ROOT, Options, Result, Row, rtol
+from bench.timing import measure
 from perturbed import PSO, Explicit, PerturbedModel, _ops, convert
 from perturbed.optim import Constriction
 
 W, C1, C2 = Constriction().numbers(0)
 LIMIT = 0.3
+EVOX = "EvoX PSO"
 LOOP_PARTICLES = 256  # and more would take minutes
 LOOP_PARAMETERS = 1000
 
@@ -283,7 +285,7 @@ def evox(swarm: Swarm) -> Row:
         if torch.equal(before, pso.pop) or not (pso.pop.abs() <= LIMIT).all():
             raise AssertionError("EvoX: particles stand still, or outside")
 
-    return Row("EvoX PSO", pso.step, check, 3 * swarm.start.nbytes)
+    return Row(EVOX, pso.step, check, 3 * swarm.start.nbytes)
 
 
 KINDS: dict[str, type] = {kind.name: kind for kind in (Ours, Stacked, Loop)}
@@ -303,23 +305,17 @@ def make_row(view: str, kind: type, swarm: Swarm) -> Row:
     return Row(kind.name, calls[view], check, method.held())
 
 
-def rows_of(view: str, case: Case, device: torch.device, notes: list[str]) -> list[Row]:
-    swarm = Swarm(case, device)
+def rows_of(view: str, case: Case, options: Options) -> list[Row]:
+    swarm = Swarm(case, options.device)
+    others = peers.optional("evox", [EVOX], lambda: [evox(swarm)]) if view == "update" else []
+    if options.only_peers:
+        return others
     looped = swarm.particles <= LOOP_PARTICLES and swarm.size <= LOOP_PARAMETERS
     rows = [make_row(view, kind, swarm) for kind in (Ours, Stacked, *([Loop] if looped else []))]
     ours = Ours(swarm)
     if view == "step":
         return [Row("Base", ours.forward, lambda: None, 0), *rows]
-    rows.append(Row("operator", ours.operator, lambda: None, ours.held()))
-    try:
-        rows.append(evox(swarm))
-    except ImportError as error:
-        note = (
-            'pso: no row of evox, which is optional: pip install "perturbed[bench-peers]" '
-            f"({error})."
-        )
-        notes += [note] if note not in notes else []
-    return rows
+    return [*rows, Row("operator", ours.operator, lambda: None, ours.held()), *others]
 
 
 @torch.no_grad()
@@ -332,10 +328,10 @@ def run(
     for case in cases(options) if chosen is None else chosen:
         for view in options.chosen(("step", "update")):
             options.progress(f"pso, {view}: {case}")
-            rows = rows_of(view, case, options.device, notes)
+            rows = rows_of(view, case, options)
             results += measure("pso", view, str(case), rows, options.device, options.seconds)
             del rows
-        if memory and case.network == "1M parameters":
+        if memory and not options.only_peers and case.network == "1M parameters":
             nothing = peak_bytes(case, "", options.device)
             peaks = {n: peak_bytes(case, n, options.device) - nothing for n in ("PSO", "Naive")}
             over = ", ".join(f"{name} {report.size(max(0, b))}" for name, b in peaks.items())

@@ -21,7 +21,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from bench.common import Options, Result, Row, assert_close, measure, rtol
+from bench.common import Options, Result, Row, assert_close, rtol
+from bench.timing import measure
 from perturbed import Dense, PerturbedModel, convert
 from perturbed.rl import BatchEnv, CartPole, GymEnv, MujocoEnv, Rollout
 

@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import report
+from bench import files, report
 from bench.cluster import ASSUMPTIONS, FAMILIES, MODELS, Cluster, assumed, crossover, step
 from bench.common import Result
 from bench.distributed import shared, sharing
@@ -173,7 +173,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     results: list[Result] = []
     for path in options.results:
-        found, facts, _ = report.read_json(path)
+        run = files.read_json(path)
+        found, facts = run.results, run.machine
         results += [r for r in found if r.suite == "distributed"]
         print(f"{path.name}: {report.machine_line(facts)}\n")
     if not results:

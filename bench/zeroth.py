@@ -6,7 +6,7 @@ cartpole   a linear policy of CartPole's 4 observations; minus the mean return o
            of 200 steps at most
 
 Time is that of an evaluation, everything else of the step included: on a CPU processor time, of all
-threads, which other programs do not disturb; run it with OMP_NUM_THREADS=1. Rows:
+threads, which other programs do not disturb; the suite runs on one. Rows:
 
 Base       a loss alone, of the parameters as they are
 a method   one candidate after the other; gradients are followed by Adam
@@ -25,15 +25,14 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench import report
-from bench.common import Clock, Options, Result
+from bench.common import Options, Result
+from bench.timing import Clock
 from perturbed import Dense, PerturbedModel, convert
 from perturbed.optim import (
     RDSA,
@@ -313,10 +312,19 @@ def run_base(problem: Problem, device: torch.device) -> Result:
 
 def run(options: Options, problems: list[Problem] | None = None) -> tuple[list[Result], list[str]]:
     """Runs the suite; returns its results, and remarks."""
-    results: list[Result] = []
     notes = ["zeroth: the loss of row Base is that of the start, of others the best that was seen."]
     if problems is None:
         problems = [make(options.full) for make in PROBLEMS.values()]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _run(options, problems), notes
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(options: Options, problems: list[Problem]) -> list[Result]:
+    results: list[Result] = []
     for problem in problems:
         options.progress(f"zeroth: {problem.name}")
         of_problem = [run_base(problem, options.device)]
@@ -326,30 +334,4 @@ def run(options: Options, problems: list[Problem] | None = None) -> tuple[list[R
         for result in of_problem:
             result.times_base = result.median_s / of_problem[0].median_s
         results += of_problem
-    return results, notes
-
-
-def write_plot(path: Path, results: list[Result], machine: dict[str, str]) -> None:
-    """Draw the best loss of each method beside its evaluations a second, a row for a problem."""
-    plt = report._pyplot()
-    cases = list(dict.fromkeys(r.case for r in results))
-    figure, axes = plt.subplots(
-        len(cases), 2, figsize=(10, 0.8 + 3.4 * len(cases)), squeeze=False, layout="constrained"
-    )
-    for (left, right), case in zip(axes, cases, strict=True):
-        of_case = [r for r in results if r.case == case]
-        names = [r.method for r in of_case]
-        colours = ["C0" if BATCHED in name else "0.6" for name in names]
-        left.barh(names, [r.best_loss for r in of_case], color=colours)
-        right.barh(names, [1 / r.median_s for r in of_case], color=colours)
-        left.set_xlabel(f"best loss: {case}", fontsize=8)
-        right.set_xlabel("evaluations a second", fontsize=8)
-        right.set_yticklabels([])
-        for axis in (left, right):
-            axis.invert_yaxis()
-            axis.tick_params(labelsize=7)
-            axis.grid(axis="x", color="0.85", linewidth=0.5)
-            axis.set_axisbelow(True)
-    figure.supxlabel(report.machine_line(machine), fontsize=7)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    return results

@@ -49,7 +49,7 @@ if [[ -x $sanitizer ]]; then
 else
   echo "gpu: memcheck: left out, there is no compute-sanitizer"
 fi
-part bench 200 "$PYTHON" -m bench --device cuda --json "$OUT/bench.json"
+part bench 200 "$PYTHON" -m bench --device cuda --save "$OUT/bench"
 [[ ${failed[*]:-} == *bench* ]] || cat "$OUT/bench.log"
 
 if ((${#failed[@]})); then

@@ -11,14 +11,36 @@ import torch
 from torch import nn
 
 from bench import __main__ as cli
-from bench import common, eggroll, linear, nesgpu, network, ours, peers, population, report
+from bench import (
+    common,
+    eggroll,
+    files,
+    linear,
+    machine,
+    nesgpu,
+    network,
+    ours,
+    peers,
+    plain,
+    population,
+    report,
+    timing,
+)
 from bench.common import Options
+from bench.files import Run
 from perturbed import Dense, LowRank
 
 TINY = ["--sizes", "12", "20", "--batch", "16", "--seconds", "0.001"]
 FAMILIES = [repr(noise) for noise in ours.families()]
-METHODS = ["Base", "Naive", "Stored", "vmap", *FAMILIES]
+METHODS = ["Base", "Naive", "Loop", "Stored", "vmap", *FAMILIES, "Sparse(2)"]
+SCHEMES = ["torch sparse 1", "torch sparse 2", "torch permuted"]
 QUICK = Options(seconds=0.0, sizes=(12,), batch=16)
+
+
+@pytest.fixture(autouse=True)
+def quick_roofs(monkeypatch):
+    right = machine.roofs
+    monkeypatch.setattr(machine, "roofs", lambda device: right(device, small=True))
 
 
 def result(**changes: object) -> common.Result:
@@ -37,14 +59,20 @@ def result(**changes: object) -> common.Result:
 
 
 def test_a_run_has_every_row(capsys, tmp_path):
-    json_file, plot_file = tmp_path / "out.json", tmp_path / "out.png"
-    files = ["--json", str(json_file), "--plot", str(plot_file)]
-    cli.main(["linear", "update", *TINY, *files])
+    json_file, plot_file = tmp_path / "out.json", tmp_path / "out-linear.png"
+    assert cli.main(["linear", "update", *TINY, "--save", str(tmp_path / "out")]) == 0
     text = capsys.readouterr().out
     document = json.loads(json_file.read_text())
     squares = [f"{n}x{n}, {r}" for r in ("R=1 D=16", "R=2 D=8, antithetic") for n in (12, 20)]
-    expected = [("linear", v, c, m) for v in ("forward", "step") for c in squares for m in METHODS]
-    unneeded = {"Naive", "vmap"}
+    expected = [
+        ("linear", v, c, m)
+        for v in ("forward", "step")
+        for c in squares
+        for m in METHODS
+        if (v, m) != ("forward", "Loop")
+    ]
+    expected += [("linear", "forward", c, m) for c in squares[:2] for m in SCHEMES]
+    unneeded = {"Naive", "Loop", "vmap"}
     of_update = [m for m in METHODS if m not in unneeded]
     expected += [("update", "update", c, m) for c in squares[:2] for m in of_update]
     found = [(r["suite"], r["view"], r["case"], r["method"]) for r in document["results"]]
@@ -60,9 +88,11 @@ def test_a_run_has_every_row(capsys, tmp_path):
     assert document["machine"]["torch"] == torch.__version__
     assert document["machine"]["isa"] in text
     assert plot_file.read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "out.md").read_text() == text.removesuffix("\n")
+    assert "of the roof" in text
 
 
-def test_full_run_adds_the_loop_more_repeats_and_more_families(capsys):
+def test_full_run_adds_more_repeats_and_more_families(capsys):
     cli.main(
         ["linear", "--full", "--view", "step", "--sizes", "12", "--batch", "32", "--seconds", "0"]
     )
@@ -77,7 +107,7 @@ def test_the_default_is_every_suite_that_measures_time():
     others = ("variance", "zeroth")
     assert cli.parse([]).suites == [name for name in cli.SUITES if name not in others]
     assert cli.parse(["all"]).suites == list(cli.SUITES)
-    assert cli.parse(["network", "linear", "network"]).suites == ["network", "linear"]
+    assert cli.parse(["linear", "network", "linear"]).suites == ["network", "linear"]
 
 
 def test_noise_held_grows_with_directions_only_where_it_is_stored():
@@ -94,9 +124,11 @@ def test_noise_held_grows_with_directions_only_where_it_is_stored():
 
 def test_rows_that_do_not_fit_are_left_out_and_named(monkeypatch):
     monkeypatch.setattr(common, "free_bytes", lambda device: 1000)
-    rows, notes = linear.run(dataclasses.replace(QUICK, views=("forward",)))
-    assert {row.method for row in rows} == set(METHODS) - {"Stored", "vmap"}
-    assert any("Stored is missing at 12x12, R=1" in note for note in notes)
+    rows, _ = linear.run(dataclasses.replace(QUICK, views=("forward",)))
+    missing = {row.method for row in rows if not row.timed}
+    assert missing == {"Stored", "vmap", "torch sparse 2"}
+    assert all("are free" in row.reason and not row.failed for row in rows if not row.timed)
+    assert "| needs 0.0 GB of noise, 0.0 GB are free |" in report.markdown(Run(rows))
 
 
 # ---- what is timed is what it says -------------------------------------------------------------
@@ -173,8 +205,10 @@ def test_eggroll_reports_per_cent_of_the_unperturbed_layer():
     results, notes = eggroll.run(QUICK, features=12, members=16)
     own = ["Base", "torch, factors given", "torch, factors drawn", *FAMILIES]
     assert [r.method for r in results if r.view == "step" and "R=1" in r.case] == own
-    assert len(results) == 4 * len(own)
-    text = report.markdown(results, {"cpu": "x"}, notes)
+    assert len(results) == 4 * len(own) + 2
+    assert sum(r.method == "torch, full rank given" for r in results) == 2
+    assert all(r.timed for r in results)
+    text = report.markdown(Run(results, {"cpu": "x"}, notes=notes))
     assert "% of base" in text
     assert "over naive" not in text
     assert re.search(r"\| Base +\|.*\| +100 % \|", text)
@@ -182,10 +216,13 @@ def test_eggroll_reports_per_cent_of_the_unperturbed_layer():
 
 def test_nesgpu_has_its_layers_and_stores_noise_only_if_asked(monkeypatch):
     results, _ = nesgpu.run(QUICK, batch=16, layers=((12, 12), (12, 10)))
+    cases = [f"12x{n}, {r}" for n in (12, 10) for r in ("R=1 D=16", "R=2 D=8, antithetic")]
     assert {(r.case, r.view) for r in results} == {
-        (f"12x{n}, R=1 D=16", view) for n in (12, 10) for view in ("forward", "update")
+        (case, view) for case in cases for view in ("forward", "update")
     }
-    assert {r.method for r in results} == {"Base", *FAMILIES}
+    single = {r.method for r in results if "R=1" in r.case}
+    assert single == {"Base", *FAMILIES, *map(repr, nesgpu.SPARSE)}
+    assert {r.method for r in results if "R=2" in r.case} == {"Base", "Dense('normal')"}
     full = dataclasses.replace(QUICK, full=True, views=("update",))
     results, _ = nesgpu.run(full, batch=16, layers=((12, 10),))
     assert {"Stored", "LowRank(8)"} < {r.method for r in results}
@@ -195,23 +232,27 @@ def test_nesgpu_has_its_layers_and_stores_noise_only_if_asked(monkeypatch):
 
 
 def test_network_times_a_step_and_its_parts():
-    results, notes = network.run(QUICK, members=16, widths=(12, 14, 10))
+    results, _ = network.run(QUICK, members=16, widths=(12, 14, 10))
     methods = {view: [r.method for r in results if r.view == view] for view in network.VIEWS}
+    programs = ["torch rank 1", "torch vmap", "torch loop"]
+    others = [*peers.EVOX.values(), peers.EVOTORCH]
     for view in ("step", "forward"):
-        assert methods[view][: len(FAMILIES) + 2] == ["Base", *FAMILIES, "torch rank 1"]
+        assert methods[view] == ["Base", *FAMILIES, *programs, *others]
     assert methods["update"] == ["Base", *FAMILIES]
     assert methods["optimizer"] == ["Base", "centred ranks, Adam"]
-    for package in ("evox", "evotorch"):
-        row = {"evox": "EvoX VirtualLoRA", "evotorch": "EvoTorch PGPE"}[package]
-        assert (row in methods["step"]) != any(package in note for note in notes)
+    for row in results:
+        if not row.timed:
+            assert row.method in others
+            assert "is not installed" in row.reason
+            assert not row.failed
 
 
 @torch.no_grad()
 def test_torchs_own_training_step_is_ours():
     """Its noise in place of ours, the same ranks and the same Adam: the same parameters."""
     net = network.mlp((12, 14, 10), torch.device("cpu"))
-    task = peers.Task.random(16, 12, 10, torch.device("cpu"))
-    program = peers.TorchLowRank(net, task)
+    task = plain.Task.random(16, 12, 10, torch.device("cpu"))
+    program = plain.TorchLowRank(net, task)
     program.check()
     trainer = network.Trainer(net, LowRank(1), task)
     step = program.forward
@@ -240,12 +281,30 @@ def test_torchs_own_training_step_is_ours():
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
 
 
-def test_a_failing_check_stops_the_run():
+def test_a_row_that_fails_its_check_is_reported_and_the_others_go_on():
     def fail():
-        raise AssertionError("wrong numbers")
+        raise AssertionError("wrong numbers\nin two lines")
 
-    with pytest.raises(AssertionError, match="wrong numbers"):
-        common.time_rows([common.Row("x", lambda: None, fail, 0)], torch.device("cpu"), 0.0)
+    def never():
+        raise RuntimeError("timed")
+
+    rows = [common.Row("Base", lambda: None, lambda: None, 0), common.Row("x", never, fail, 0)]
+    base, x = timing.measure("s", "step", "c", rows, torch.device("cpu"), 0.0)
+    assert base.timed
+    assert not base.reason
+    assert x.failed
+    assert not x.timed
+    assert x.reason == "failed: AssertionError: wrong numbers"
+    assert Run([base, x]).failed
+    assert not Run([base]).failed
+
+
+def test_a_row_that_cannot_be_made_is_reported():
+    def make():
+        raise RuntimeError("no such kernel")
+
+    (row,) = common.fitting([("x", 0, make)], torch.device("cpu"))
+    assert row.reason == "failed: RuntimeError: no such kernel"
 
 
 def test_rows_are_timed_in_turn():
@@ -253,18 +312,18 @@ def test_rows_are_timed_in_turn():
 
     def slow(name):
         # Above the limit of bursts, so that every call is one sample.
-        return lambda: (order.append(name), time.sleep(common.FAST_S))
+        return lambda: (order.append(name), time.sleep(timing.FAST_S))
 
     rows = [common.Row(name, slow(name), lambda: None, 0) for name in "ab"]
-    samples = common.time_rows(rows, torch.device("cpu"), 3 * common.FAST_S)
+    samples = timing.time_rows(rows, torch.device("cpu"), 3 * timing.FAST_S)
     assert order[:6] == list("ababab")
-    assert all(len(taken) >= 3 and min(taken) >= common.FAST_S for taken in samples)
+    assert all(len(taken) >= 3 and min(taken) >= timing.FAST_S for taken in samples)
 
 
 def test_scale_multiplies_the_samples():
-    row = common.Row("x", lambda: time.sleep(common.FAST_S), lambda: None, 0, 100.0)
-    (samples,) = common.time_rows([row], torch.device("cpu"), 0.0)
-    assert min(samples) >= 100 * common.FAST_S
+    row = common.Row("x", lambda: time.sleep(timing.FAST_S), lambda: None, 0, 100.0)
+    (samples,) = timing.time_rows([row], torch.device("cpu"), 0.0)
+    assert min(samples) >= 100 * timing.FAST_S
 
 
 def test_ratios_relate_to_base_and_naive():
@@ -272,7 +331,7 @@ def test_ratios_relate_to_base_and_naive():
         common.Row(name, lambda s=s: time.sleep(s), lambda: None, 0)
         for name, s in (("Base", 0.02), ("Naive", 0.08), ("x", 0.04))
     ]
-    base, naive, x = common.measure("s", "step", "c", rows, torch.device("cpu"), 0.0)
+    base, naive, x = timing.measure("s", "step", "c", rows, torch.device("cpu"), 0.0)
     assert base.times_base == naive.over_naive == 1
     assert x.times_base == x.median_s / base.median_s
     assert x.over_naive == naive.median_s / x.median_s
@@ -289,26 +348,30 @@ def test_assert_close_bounds_the_relative_error():
 
 def test_json_has_null_for_a_missing_ratio_and_is_read_back(tmp_path):
     file = tmp_path / "out.json"
-    report.write_json(file, [result(times_base=2.0)], {"cpu": "x"}, {})
+    files.write_json(file, Run([result(times_base=2.0)], {"cpu": "x"}))
     (row,) = json.loads(file.read_text())["results"]
     assert row["over_naive"] is None
     assert row["median_s"] == 0.5
-    (back,), machine, cosines = report.read_json(file)
+    run = files.read_json(file)
+    (back,) = run.results
     assert math.isnan(back.over_naive)
-    # NaN is unlike itself.
-    known = dict.fromkeys(
-        ("over_naive", "steps_per_s", "policy_share", "peak_bytes", "best_loss"), 0.0
-    )
-    assert dataclasses.replace(back, **known) == result(times_base=2.0, **known)
-    assert machine == {"cpu": "x"}
-    assert cosines == []
+    assert repr(back) == repr(result(times_base=2.0))  # NaN is unlike itself
+    assert run.machine == {"cpu": "x"}
+    assert run.cosines == []
 
 
 def test_json_of_another_schema_is_refused(tmp_path):
     file = tmp_path / "out.json"
-    file.write_text(json.dumps({"schema": 1}))
-    with pytest.raises(ValueError, match="schema 2, got 1"):
-        report.read_json(file)
+    for text, message in (
+        (json.dumps({"schema": 1}), "schema 2, got 1"),
+        ("[]", "schema 2, got None"),
+        ("{", r"out\.json must be a file of"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            files.read_json(file)
+    with pytest.raises(ValueError, match=r"nothing\.json must be a file of .*No such file"):
+        files.read_json(tmp_path / "nothing.json")
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,11 @@ import torch
 from bench import conv, ours
 from bench.common import Options
 from bench.conv import Case
+from bench.nesgpu import SPARSE
+from bench.population import Buffers
 
-METHODS = ["Base", "Stored", "vmap", *map(repr, ours.families())]
+FAMILIES = [*map(repr, ours.families()), "Permuted('out')", *map(repr, SPARSE)]
+METHODS = ["Base", "Naive", "Loop", "Stored", "vmap", *FAMILIES]
 TINY = [Case(6, 6, 3, 5, 1, 8), Case(6, 8, 1, 4, 0, 4, 2)]
 
 
@@ -19,8 +22,9 @@ def test_a_run_has_every_row():
         for view in ("forward", "update", "step")
         for case in cases
         for method in METHODS
-        if (view, method) != ("update", "vmap")
+        if method not in {"forward": ["Loop"], "update": ["Naive", "Loop", "vmap"]}.get(view, ())
     ]
+    expected.append(("forward", cases[0], "torch permuted"))
     assert sorted((r.view, r.case, r.method) for r in results) == sorted(expected)
     assert all(r.suite == "conv" and r.times_base > 0 for r in results)
     assert notes == [conv.NOTE]
@@ -31,13 +35,13 @@ def test_shapes_are_the_published_ones():
     assert {case.repeats * case.directions for case in full} == {1024, 512}
     assert len(full) == 20
     assert str(full[0]) == "16-16, 3x3, 64x64, R=1 D=1024"
-    assert [case.directions for case in conv.cases(Options())] == [64] * 5
+    assert [case.directions for case in conv.cases(Options())] == [64] * 5 + [32] * 5
 
 
 @pytest.mark.parametrize("method", ["stored", "vmap"])
 @torch.no_grad()
 def test_a_wrong_forward_is_noticed(method):
-    problem = conv.Problem(TINY[1], torch.device("cpu"))
+    problem = conv.Problem(TINY[1], Buffers(torch.device("cpu")))
     row = getattr(problem, method)("forward")
     row.check()
     y = row.call()

@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 
-from bench import distributed, processes, report
+from bench import distributed, files, processes, report
 from bench.common import Options
 from bench.distributed import Case
+from bench.files import Run
 from perturbed import Dense, LowRank
 
 WIDTHS = (6, 5, 3)
@@ -65,15 +66,15 @@ def test_the_payload_is_that_of_the_formula_and_the_wire_carries_it(run):
 
 def test_results_survive_json(run, tmp_path):
     file = tmp_path / "run.json"
-    report.write_json(file, run[0], {"cpu": "abacus"}, {})
-    again, _, _ = report.read_json(file)
+    files.write_json(file, Run(run[0], {"cpu": "abacus"}))
+    again = files.read_json(file).results
     assert "NaN" not in file.read_text()
     assert [repr(r) for r in again] == [repr(r) for r in run[0]]
 
 
 def test_tables_show_the_suite(run):
     results, notes, _ = run
-    text = report.markdown(results, {}, notes)
+    text = report.markdown(Run(results, {}, notes=notes))
     for header in ("of 1 process", "in exchanges", "payload", "on the wire", "auto takes"):
         assert header in text
     assert "times base" not in text

@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from bench import docs, report
+from bench import docs, files
 from bench.common import Result
+from bench.files import Run
 from bench.variance import Cosine
 
 
@@ -36,7 +37,7 @@ COSINES = [Cosine("Dense('normal')", d, 0.5, 0.25, 5, 0.125, 1.0) for d in (16, 
 @pytest.fixture
 def measured(tmp_path):
     file = tmp_path / "run.json"
-    report.write_json(file, RESULTS, {"cpu": "abacus"}, {}, COSINES)
+    files.write_json(file, Run(RESULTS, {"cpu": "abacus"}, cosines=COSINES))
     return docs.Measured(file)
 
 
@@ -77,7 +78,7 @@ def test_each_table_shows_its_suite(measured):
 
 def test_what_was_not_measured_is_refused(tmp_path):
     file = tmp_path / "run.json"
-    report.write_json(file, RESULTS[:2], {"cpu": "abacus"}, {})
+    files.write_json(file, Run(RESULTS[:2], {"cpu": "abacus"}))
     measured = docs.Measured(file)
     with pytest.raises(ValueError, match="'variance', got none"):
         measured.block("variance")
@@ -90,14 +91,14 @@ def test_what_was_not_measured_is_refused(tmp_path):
 def test_a_suite_comes_from_the_last_file_that_has_it(measured, tmp_path):
     file, other = tmp_path / "peers.json", tmp_path / "other.json"
     newer = [result("network", "step", "mlp", "EvoX", median_s=0.25)]
-    report.write_json(file, newer, {"cpu": "abacus"}, {})
+    files.write_json(file, Run(newer, {"cpu": "abacus"}))
     both = docs.Measured(tmp_path / "run.json", file)
     assert cells(both.block("network"), "EvoX")[:2] == ["250 ms", "2.00x"]
     assert "Dense" not in both.block("network")
     assert both.block("costs") == measured.block("costs")
     assert both.block("variance") == measured.block("variance")
     assert "run.json` and `bench/results/peers.json" in both.block("machine")
-    report.write_json(other, newer, {"cpu": "slide rule"}, {})
+    files.write_json(other, Run(newer, {"cpu": "slide rule"}))
     with pytest.raises(ValueError, match=r"one machine, got cpu abacus and, in other\.json"):
         docs.Measured(file, other)
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from bench import memory, report
 from bench.common import Options
+from bench.files import Run
 from perturbed import PerturbedModel
 
 CASE = "small"
@@ -31,7 +32,7 @@ def test_peaks_stand_in_the_table(monkeypatch):
     monkeypatch.setattr(memory, "peak_bytes", lambda *a: asked.append(a[1]) or 8 << 20)
     results, notes = memory.run(Options(seconds=0.0))
     assert asked == [{}, {"chunk": 8}, {"chunk": 2}, {"max_memory": 1 << 20}]
-    assert "8.39 MB" in report.markdown(results, {}, notes)
+    assert "8.39 MB" in report.markdown(Run(results, {}, notes=notes))
     assert notes == ["memory: max_memory is 1.05 MB for small."]
 
 

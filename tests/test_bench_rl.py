@@ -5,6 +5,7 @@ import torch
 
 from bench import report, rl
 from bench.common import Options
+from bench.files import Run
 from bench.rl import Case
 
 pytest.importorskip("gymnasium", reason="needs the extra `rl`")
@@ -25,7 +26,7 @@ def test_a_run_has_every_row():
         case = TINY[result.case.startswith("Swimmer")]
         assert result.steps_per_s == pytest.approx(case.lanes * case.steps / result.median_s)
         assert 0 < result.policy_share < 1
-    table = report.markdown(results, {}, notes)
+    table = report.markdown(Run(results, {}, notes=notes))
     assert "env steps/s" in table
     assert "policy's share" in table
 

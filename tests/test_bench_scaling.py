@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from bench import docs, report, scaling
+from bench import docs, files, scaling
 from bench.cluster import (
     ASSUMPTIONS,
     FAMILIES,
@@ -18,6 +18,7 @@ from bench.cluster import (
     step,
 )
 from bench.common import Result, Sharing
+from bench.files import Run
 
 COMPUTED = ("assumed", "models", "traffic", "clusters", "crossover", "memory")
 
@@ -44,7 +45,7 @@ RESULTS = [
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "run.json"
-    report.write_json(path, RESULTS, {"cpu": "abacus"}, {})
+    files.write_json(path, Run(RESULTS, {"cpu": "abacus"}))
     return path
 
 
@@ -110,7 +111,7 @@ def test_the_program_prints_every_table(file, capsys, tmp_path):
     assert "cpu abacus" in text
     assert "7B, `LowRank(1)`" in text
     other = tmp_path / "other.json"
-    report.write_json(other, [], {"cpu": "abacus"}, {})
+    files.write_json(other, Run([], {"cpu": "abacus"}))
     with pytest.raises(SystemExit):
         scaling.main([str(other)])
     assert "results of suite distributed, got none" in capsys.readouterr().err
@@ -130,7 +131,7 @@ def test_pages_are_written_where_there_are_results(file, monkeypatch, tmp_path, 
         assert "cpu abacus" in after[name]
         assert "Not measured yet" not in after[name]
     empty = tmp_path / "empty.json"
-    report.write_json(empty, [], {"cpu": "abacus"}, {})
+    files.write_json(empty, Run([], {"cpu": "abacus"}))
     with pytest.raises(SystemExit):
         docs.main([str(empty)])
 

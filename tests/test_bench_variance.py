@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench import __main__ as cli
-from bench import report, variance
+from bench import files, variance
 from bench.common import Options
 from perturbed import (
     Dense,
@@ -119,8 +119,8 @@ def test_several_draws_of_a_shared_base_see_more_than_one(problem):
 def test_the_command_reports_cosines(capsys, tmp_path, monkeypatch):
     small = [(Dense("rademacher"), False), (SignFlip("in"), True)]
     monkeypatch.setitem(cli.SUITES, "variance", lambda o: variance.run(o, (64, 128), small))
-    out, plot = tmp_path / "out.json", tmp_path / "out.png"
-    cli.main(["variance", "--json", str(out), "--plot-variance", str(plot)])
+    out, plot = tmp_path / "out.json", tmp_path / "out-variance.png"
+    assert cli.main(["variance", "--save", str(tmp_path / "out")]) == 0
     text = capsys.readouterr().out
     assert "D = 128 |" in text
     assert "| Dense('rademacher')" in text
@@ -131,7 +131,7 @@ def test_the_command_reports_cosines(capsys, tmp_path, monkeypatch):
         ("SignFlip('in'), draws of 64", 128),
     ]
     assert plot.read_bytes().startswith(b"\x89PNG")
-    assert [dataclasses.asdict(c) for c in report.read_json(out)[2]] == found
+    assert [dataclasses.asdict(c) for c in files.read_json(out).cosines] == found
 
 
 # ---- the formulas of docs/noise.md ---------------------------------------------------------------

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from bench import __main__ as cli
-from bench import report, zeroth
+from bench import files, report, zeroth
 from bench.common import Options
+from bench.files import Run
 
 pytest.importorskip("sklearn", reason="the problems need scikit-learn (the extra `bench`)")
 CPU = torch.device("cpu")
@@ -35,7 +36,7 @@ def test_every_row_is_there_and_learns():
     assert start == pytest.approx(math.log(2))
     assert all(r.best_loss < 0.9 * start for r in results[1:])
     assert all(0 < r.min_s <= r.median_s <= r.max_s for r in results)
-    text = report.markdown(results, {"cpu": "test"}, notes)
+    text = report.markdown(Run(results, {"cpu": "test"}, notes=notes))
     assert "evaluations/s" in text
     assert "| RandomGrad " in text
 
@@ -72,10 +73,12 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         zeroth, "METHODS", {n: zeroth.METHODS[n] for n in ("RandomSearch", "SPSA, 16 pairs")}
     )
-    plot = tmp_path / "losses.png"
-    cli.main(["zeroth", "--plot-losses", str(plot), "--json", str(tmp_path / "zeroth.json")])
+    threads = torch.get_num_threads()
+    assert cli.main(["zeroth", "--save", str(tmp_path / "run")]) == 0
+    assert torch.get_num_threads() == threads
+    plot = tmp_path / "run-zeroth.png"
     assert plot.stat().st_size > 5000
     assert "zeroth, evaluation: small, 180 evaluations" in capsys.readouterr().out
-    results, _, _ = report.read_json(tmp_path / "zeroth.json")
+    results = files.read_json(tmp_path / "run.json").results
     assert [r.method for r in results][-1] == "SPSA, 16 pairs, one forward"
     assert all(r.best_loss < 1 for r in results)
