@@ -78,7 +78,8 @@ def run(options: Options, chosen: list[Case] | None = None) -> tuple[list[Result
         for result, window in zip(measured, windows, strict=True):
             result.noise_bytes = window.noise_bytes()
             result.steps_per_s = case.lanes * case.steps / result.median_s
-            result.policy_share = window.policy_share()
+            if result.timed:
+                result.policy_share = window.policy_share()
             window.close()
         results += measured
     return results, notes
