@@ -12,10 +12,11 @@ import io
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+
+from .checks import check_path
 
 if TYPE_CHECKING:
     from .optim.base import PopulationOptimizer
@@ -86,7 +87,7 @@ class CSVLog(Log):
 
     def __init__(self, path: str | os.PathLike) -> None:
         """Store the path; nothing is written yet."""
-        self.path = Path(path)
+        self.path = check_path("path", path)
         self._columns: list[str] = []
         self._file: Any = None
 
@@ -179,7 +180,8 @@ class Progress(Log):
             import tqdm
         except ImportError as error:
             raise ImportError('Progress needs tqdm: pip install "perturbed[log]"') from error
-        if isinstance(show, str):
+        names = list(show) if isinstance(show, (list, tuple)) else [None]
+        if not all(isinstance(name, str) for name in names):
             raise TypeError(f"show must be a list of names, got {show!r}")
         self.show = tuple(show)
         self.options = {"unit": "step", **options}
@@ -225,7 +227,7 @@ class TensorBoard(Log):
             raise ImportError(
                 'TensorBoard needs the package tensorboard: pip install "perturbed[log]"'
             ) from error
-        self.folder, self.prefix = Path(folder), prefix
+        self.folder, self.prefix = check_path("folder", folder), prefix
         self._make = SummaryWriter
         self._writer: Any = None
 

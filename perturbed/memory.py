@@ -177,7 +177,7 @@ def to_bytes(name: str, value: int | float | str) -> int:
                 f"{name} must be a number with a unit of {', '.join(UNITS)}, got {value!r}"
             ) from None
     else:
-        size = float(value)
+        size = value
     if not 1 <= size < float("inf"):
         raise ValueError(f"{name} must be at least 1 byte and finite, got {value!r}")
     return int(size)

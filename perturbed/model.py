@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import numbers
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .attach import attach, match_members
+from .checks import check_entries, check_flag
 from .memory import is_out_of_memory, with_advice
 from .nn.base import PerturbedLayer
 from .nn.convert import revert
@@ -366,6 +368,7 @@ class PerturbedModel(MemberRows, nn.Module):
             raise ValueError(
                 f"weights must have shape (D,) = ({self.directions},), got {tuple(weights.shape)}"
             )
+        check_flag("accumulate", accumulate)
         self._need_noise("set_grad")
         perturbed = self._perturbed()
         for parameter, _ in perturbed.values():
@@ -401,7 +404,8 @@ class PerturbedModel(MemberRows, nn.Module):
         d = as_int("d", d)
         if not 0 <= d < self.directions:
             raise ValueError(f"d must be between 0 and {self.directions - 1}, got {d}")
-        if sign not in (1, -1):
+        # By type first: comparing an array with a number is no yes or no.
+        if isinstance(sign, bool) or not (isinstance(sign, numbers.Real) and sign in (1, -1)):
             raise ValueError(f"sign must be 1 or -1, got {sign!r}")
         self._need_noise("member")
         if self.state.absolute and sign != 1:
@@ -441,4 +445,5 @@ class PerturbedModel(MemberRows, nn.Module):
 
     def set_extra_state(self, state: dict) -> None:
         """Restore :meth:`get_extra_state`."""
+        check_entries("state", state, ("seed", "generation", "sigma"))
         self.state.move(state["seed"], state["generation"], state["sigma"])

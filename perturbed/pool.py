@@ -106,11 +106,11 @@ class WorkerPool:
         ):
             raise ValueError(f"timeout must be None or seconds greater than 0, got {timeout!r}")
         self._timeout = timeout
-        if on_timeout not in ("raise", "nan"):
+        if not isinstance(on_timeout, str) or on_timeout not in ("raise", "nan"):
             raise ValueError(f'on_timeout must be "raise" or "nan", got {on_timeout!r}')
         self._on_timeout = on_timeout
         methods = multiprocessing.get_all_start_methods()
-        if start_method not in methods:
+        if not isinstance(start_method, str) or start_method not in methods:
             raise ValueError(f"start_method must be one of {methods}, got {start_method!r}")
         self._devices = _devices(device)
         self._context: Any = multiprocessing.get_context(start_method)
@@ -327,6 +327,8 @@ def _count(name: str, value: Any, least: int) -> int:
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+    if value >= 2**31:  # what an operating system counts in
+        raise ValueError(f"{name} must be below 2^31, got {value}")
     return value
 
 
@@ -335,7 +337,10 @@ def _devices(device: Any) -> list[torch.device]:
     if device is None:
         return []
     several = isinstance(device, Iterable) and not isinstance(device, str)
-    devices = [torch.device(d) for d in (device if several else [device])]
+    try:
+        devices = [torch.device(d) for d in (device if several else [device])]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise type(error)(f"device must be a device or a sequence of them: {error}") from None
     if not devices:
         raise ValueError("device must be a device or a sequence of devices, got an empty one")
     return devices

@@ -45,7 +45,24 @@ class Replicated(Tensor):
 
     @staticmethod
     def __new__(cls, source: Tensor, copies: int, directions: int) -> Replicated:
-        """Wrap ``source``; no row is copied."""
+        """Wrap ``source``; no row is copied.
+
+        Raises:
+            TypeError: no tensor, or numbers that are no integers.
+            ValueError: a tensor without rows, or numbers below 0.
+        """
+        if not isinstance(source, Tensor):
+            raise TypeError(f"source must be a tensor (n, ...), got {type(source).__name__}")
+        if source.dim() == 0 or source.layout != torch.strided:
+            raise ValueError(
+                f"source must be a dense tensor (n, ...), got {source.layout} of shape "
+                f"{tuple(source.shape)}"
+            )
+        for name, count in (("copies", copies), ("directions", directions)):
+            if isinstance(count, bool) or not hasattr(count, "__index__"):
+                raise TypeError(f"{name} must be an int, got {count!r}")
+            if count < 0:
+                raise ValueError(f"{name} must be at least 0, got {count}")
         shape = (copies * source.shape[0] * directions, *source.shape[1:])
         self = Tensor._make_wrapper_subclass(
             cls, shape, dtype=source.dtype, device=source.device, layout=source.layout

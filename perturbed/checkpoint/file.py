@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..checks import check_path
 from ..description import describe, digest
 from .parts import CheckpointError, is_object, restore, states_of
 
@@ -46,7 +47,7 @@ def save_checkpoint(path: str | os.PathLike, /, **parts: Any) -> None:
         >>> load_checkpoint(file, net=net)
         {'epoch': 3}
     """
-    path = Path(path)
+    path = check_path("path", path)
     content = {
         "format": FORMAT,
         "version": VERSION,
@@ -94,7 +95,7 @@ def read_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[
         >>> read_checkpoint(file)["parts"]["net"]["weight"].shape  # one part alone
         torch.Size([1, 2])
     """
-    with open(path, "rb") as file:
+    with open(check_path("path", path), "rb") as file:
         try:
             content = torch.load(file, map_location=map_location, weights_only=True)
         except Exception as error:  # whatever a damaged archive makes of the reader

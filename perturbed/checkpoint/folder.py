@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from ..checks import check_path
 from ..distributed import is_first
 from ..noise.state import as_count, as_int
 from .file import DamagedCheckpointError, read_checkpoint, save_checkpoint
@@ -53,7 +54,7 @@ class Checkpoints:
         self, folder: str | os.PathLike, /, every: int = 1, keep: int = 2, **parts: Any
     ) -> None:
         """Check and store the arguments; nothing is written yet."""
-        self.folder = Path(folder)
+        self.folder = check_path("folder", folder)
         self.every, self.keep = as_count("every", every), as_count("keep", keep)
         states_of(parts)  # now rather than after hours
         self.parts = parts

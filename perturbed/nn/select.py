@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..noise import NoiseFamily
 from .base import check_family
@@ -84,7 +84,8 @@ def as_selectors(
     """Return ``include`` or ``exclude`` as a checked list; None if it was not given."""
     if value is None:
         return None
-    several = isinstance(value, Iterable) and not isinstance(value, (str, type, nn.Module))
+    single = (str, type, nn.Module, Tensor)
+    several = isinstance(value, Iterable) and not isinstance(value, single)
     selectors = list(value) if several else [value]  # type: ignore[arg-type]
     for selector in selectors:
         tree.check(argument, selector)

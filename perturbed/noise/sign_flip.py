@@ -77,7 +77,8 @@ class SignFlip(SharedBase):
 
     def base_count(self, site: LayerNoise) -> int:
         """See :meth:`SharedBase.base_count`."""
-        return min(self.bases_used, site.state.population)
+        state = site.state
+        return min(self.bases_used, max(state.population, state.first_direction + state.directions))
 
     # ---- forward -------------------------------------------------------------------------------
 

@@ -275,6 +275,8 @@ def check_sigma(sigma: float) -> float:
         if isinstance(sigma, (str, bytes, bool)):  # float("1") would do
             raise TypeError
         value = float(sigma)
+    except OverflowError:
+        raise ValueError("sigma must be in the range of a float, got a larger integer") from None
     except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several elements
         raise TypeError(f"sigma must be a number, got {sigma!r}") from None
     if not math.isfinite(value) or value < 0:
@@ -289,9 +291,9 @@ def check_seed(seed: int | None) -> int:
     return as_seed(seed)
 
 
-def as_seed(seed: int) -> int:
+def as_seed(seed: int, name: str = "seed") -> int:
     """Return a seed that is known, as that of a saved state: None is none."""
-    seed = as_int("seed", seed)
+    seed = as_int(name, seed)
     if not -(2**63) <= seed < 2**64:
-        raise ValueError(f"seed must fit in 64 bits, got {seed}")
+        raise ValueError(f"{name} must fit in 64 bits, got {seed}")
     return seed

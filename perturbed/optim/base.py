@@ -325,18 +325,22 @@ def check_number(
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    fits = math.isfinite(value) and (low < value if above else low <= value) and value <= high
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be in the range of a float, got a larger integer") from None
+    fits = math.isfinite(number) and (low < number if above else low <= number) and number <= high
     if not fits:
         bounds = (
             "" if low == -math.inf else f" and {'greater than' if above else 'at least'} {low:g}"
         )
         bounds += "" if high == math.inf else f" and at most {high:g}"
         raise ValueError(f"{name} must be finite{bounds}, got {value}")
-    return float(value)
+    return number
 
 
-def to_numbers(values: Any, device: torch.device) -> Tensor:
-    """Bring values to a floating-point tensor on ``device``, wide enough to average.
+def to_numbers(values: Any, device: torch.device | None = None) -> Tensor:
+    """Bring values to a floating-point tensor on ``device`` (their own), wide enough to average.
 
     Raises:
         TypeError: what is no tensor of real numbers.
@@ -354,7 +358,7 @@ def to_numbers(values: Any, device: torch.device) -> Tensor:
         values = values.to(torch.float64)
     elif values.itemsize < 4:
         values = values.to(torch.float32)
-    return values.detach().to(device)
+    return values.detach().to(device)  # None: where they are
 
 
 def member_values(values: Any, pm: PerturbedModel, device: torch.device) -> Tensor:

@@ -81,7 +81,7 @@ class UpdateToGrad(CompositeOptimizer):
         reset: bool = True,
     ) -> None:
         """Check the arguments."""
-        self.mode = mode if mode == "grad" else check_mode(mode)
+        self.mode = "grad" if isinstance(mode, str) and mode == "grad" else check_mode(mode)
         self.grad_mode = _check_grad_mode(grad_mode)
         self.reset = check_flag("reset", reset)
         check_number("lr", lr)
@@ -249,7 +249,7 @@ class GradChain(CompositeOptimizer):
                 )
         links = len(members) - 1
         modes = per_member("mode", mode, len(members))
-        if modes[-1] == "grad":
+        if isinstance(modes[-1], str) and modes[-1] == "grad":
             raise ValueError("mode of the last optimizer must not be 'grad': it has to move")
         self._last_mode = check_mode(modes[-1])
         made: list[Optimizer] = [
@@ -324,7 +324,7 @@ def with_momentum(
     if check_number("momentum", momentum, high=1.0) == 1.0:
         raise ValueError("momentum must be below 1, got 1")
     check_flag("nesterov", nesterov)
-    if where not in ("gradient", "update"):
+    if not isinstance(where, str) or where not in ("gradient", "update"):
         raise ValueError(f"where must be 'gradient' or 'update', got {where!r}")
     parameters = parameters_of(optimizer)
     sgd = torch.optim.SGD(parameters, lr=1.0, momentum=momentum, nesterov=nesterov)

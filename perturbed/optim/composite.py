@@ -202,7 +202,8 @@ def check_optimizers(optimizers: Any) -> list[Optimizer]:
         TypeError: anything else.
         ValueError: an empty list.
     """
-    if isinstance(optimizers, Optimizer) or not isinstance(optimizers, Iterable):
+    single = isinstance(optimizers, (Optimizer, Tensor))
+    if single or not isinstance(optimizers, Iterable):
         raise TypeError(f"optimizers must be a list of optimizers, got {type(optimizers).__name__}")
     members = list(optimizers)
     for i, member in enumerate(members):

@@ -21,7 +21,7 @@ ESTIMATES = ("full", "sharded", "auto")
 
 def check_estimate(estimate: object) -> None:
     """Refuse what is no way to the estimate."""
-    if estimate not in ESTIMATES:
+    if not isinstance(estimate, str) or estimate not in ESTIMATES:
         raise ValueError(f"estimate must be one of {ESTIMATES}, got {estimate!r}")
 
 

@@ -81,7 +81,7 @@ def group_zscore(values: Tensor, groups: Tensor | None = None) -> Tensor:
 
 def _relative(values: Tensor, groups: Tensor | None, scale: bool) -> Tensor:
     """Values relative to their groups, averaged over the third and later dimensions."""
-    values = to_numbers(values, torch.as_tensor(values).device)
+    values = to_numbers(values)
     if values.dim() < 3 or 0 in values.shape:
         raise ValueError(
             "values must have shape (S, D, G) with members first and groups last, none of them 0, "

@@ -42,7 +42,7 @@ class SignGrad:
     def __post_init__(self) -> None:
         """Check the attributes."""
         check_number("magn", self.magn, above=True)
-        if self.sampler not in ("normal", "rademacher"):
+        if not isinstance(self.sampler, str) or self.sampler not in ("normal", "rademacher"):
             raise ValueError(f"sampler must be 'normal' or 'rademacher', got {self.sampler!r}")
         if not isinstance(self.step_opposite, bool):
             raise TypeError(f"step_opposite must be True or False, got {self.step_opposite!r}")
@@ -237,7 +237,8 @@ class OneByOne(Members):
         """Make the optimizers."""
         self.swarm = swarm
         self.gradients = "closure" if gradients is None else gradients
-        if self.gradients not in ("closure", "backward") and not isinstance(gradients, SignGrad):
+        known = isinstance(self.gradients, str) and self.gradients in ("closure", "backward")
+        if not known and not isinstance(gradients, SignGrad):
             raise ValueError(
                 f"gradients must be 'closure', 'backward' or a SignGrad, got {gradients!r}"
             )

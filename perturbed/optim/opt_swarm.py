@@ -449,6 +449,6 @@ def _count(name: str, value: object) -> int:
 
 
 def _choice(name: str, value: Any, known: tuple[str, ...]) -> str:
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise ValueError(f"{name} must be one of {known}, got {value!r}")
     return value

@@ -25,9 +25,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import check_entries
 from ..logs import Log, Record
 from ..noise.state import as_count
-from .base import PopulationOptimizer
+from .base import PopulationOptimizer, check_number
 from .strategy import EvolutionStrategy
 
 
@@ -138,8 +139,13 @@ class EstimateQuality(Log):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
-        self._count = int(state["count"])
-        self._signal, self._noise = float(state["signal"]), float(state["noise"])
+        check_entries("state", state, ("count", "signal", "noise"))
+        count = as_count("state['count']", state["count"], 0)
+        signal, noise = (
+            check_number(f"state[{key!r}]", state[key], low=-math.inf)
+            for key in ("signal", "noise")
+        )
+        self._count, self._signal, self._noise = count, signal, noise
 
 
 # ---- how -----------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ def centered_rank(losses: Tensor) -> Tensor:
         >>> centered_rank(torch.tensor([3.0, 1.0, 2.0, float("nan")]))
         tensor([ 0.1667, -0.5000, -0.1667,  0.5000])
     """
+    check_losses(losses)
     below, through = _tied_ranks(losses)
     n = losses.numel()
     # 2 (n - 1) u is a whole number: (below + through - 1) / 2 is the rank.
@@ -53,6 +54,7 @@ def nes_utilities(losses: Tensor) -> Tensor:
         >>> nes_utilities(torch.tensor([1.0, 2.0, 3.0, 4.0]))
         tensor([-0.4804, -0.0196,  0.2500,  0.2500])
     """
+    check_losses(losses)
     n = losses.numel()
     if n == 0:
         return losses.clone()
@@ -79,6 +81,7 @@ def zscore(losses: Tensor) -> Tensor:
         >>> zscore(torch.tensor([1.0, 2.0, 3.0]))
         tensor([-1.2247,  0.0000,  1.2247])
     """
+    check_losses(losses)
     if losses.numel() == 0:
         return losses.clone()
     clean = finite_losses(losses).to(torch.float64)
@@ -159,8 +162,18 @@ def check_comparable(shaping: Shaping, members: int) -> None:
         )
 
 
+def check_losses(losses: object) -> None:
+    """Raise TypeError unless losses are a floating-point tensor: others cannot hold weights."""
+    if not isinstance(losses, Tensor) or not losses.is_floating_point():
+        got = losses.dtype if isinstance(losses, Tensor) else type(losses).__name__
+        raise TypeError(f"losses must be a floating-point tensor, got {got}")
+    if losses.layout != torch.strided:
+        raise TypeError(f"losses must be a dense tensor, got one of layout {losses.layout}")
+
+
 def finite_losses(losses: Tensor) -> Tensor:
     """Replace losses that are not finite by the largest finite one; by zeros if there is none."""
+    check_losses(losses)
     if losses.numel() == 0:
         return losses.clone()
     worst = losses.nan_to_num(-torch.inf, -torch.inf, -torch.inf).amax()

@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .env import BatchEnv
+from ..checks import check_entries
+from .env import BatchEnv, kind
 from .seeds import uniforms
 
 
@@ -119,12 +120,22 @@ class ClassicEnv(BatchEnv):
         """Restore :meth:`state_dict`.
 
         Raises:
-            ValueError: a state of another number of lanes or elements.
+            TypeError: no dictionary of tensors.
+            ValueError: a state of another number of lanes or elements, an entry that is missing.
         """
+        check_entries("state", state, ("state", "time", "started"))
+        for name in ("state", "time"):
+            if not isinstance(state[name], Tensor):
+                raise TypeError(f"state[{name!r}] must be a tensor, got {kind(state[name])}")
         if state["state"].shape != self.state.shape:
             raise ValueError(
                 f"state must have shape (lanes, n) = {tuple(self.state.shape)}, got "
                 f"{tuple(state['state'].shape)}"
+            )
+        if state["time"].shape != self.time.shape:
+            raise ValueError(
+                f"state['time'] must have shape (lanes,) = {tuple(self.time.shape)}, got "
+                f"{tuple(state['time'].shape)}"
             )
         self._columns = state["state"].T.to(self._columns).contiguous()
         self.time = state["time"].to(self.device)

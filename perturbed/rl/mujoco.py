@@ -74,7 +74,7 @@ class MujocoEnv(BatchEnv):
         """Load the model; lanes have no state before their first reset."""
         if not isinstance(name, str):
             raise TypeError(f"name must be a string, got {type(name).__name__}")
-        if name not in TASKS:
+        if not isinstance(name, str) or name not in TASKS:
             raise ValueError(
                 f"name must be one of {tuple(TASKS)}, got {name!r}; GymEnv runs any environment"
             )

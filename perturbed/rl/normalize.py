@@ -102,7 +102,13 @@ class ObservationNorm(nn.Module):
     # ---- use -----------------------------------------------------------------------------------
 
     def affine(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-        """Return ``(mean, 1 / std)`` of the synced data, (size,) each, ready for many steps."""
+        """Return ``(mean, 1 / std)`` of the synced data, (size,) each, ready for many steps.
+
+        Raises:
+            TypeError: a dtype that is not floating point.
+        """
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
         std = (self.m2 / self.count.clamp(min=1)).sqrt()
         scale = torch.where(std > self.eps, 1 / std, 1.0)
         return self.mean.to(dtype), scale.to(dtype)
@@ -122,10 +128,13 @@ class ObservationNorm(nn.Module):
             mask: (*) bool, those that count; default all.
         """
         self._check(observations)
-        if mask is not None and (mask.dtype != torch.bool or mask.shape != observations.shape[:-1]):
+        shape = observations.shape[:-1]
+        if mask is not None and not isinstance(mask, Tensor):
+            raise TypeError(f"mask must be a bool tensor of shape {tuple(shape)}, got {kind(mask)}")
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != shape):
             raise ValueError(
-                f"mask must be a bool tensor of shape {tuple(observations.shape[:-1])}, got "
-                f"{mask.dtype} of shape {tuple(mask.shape)}"
+                f"mask must be a bool tensor of shape {tuple(shape)}, got {mask.dtype} of shape "
+                f"{tuple(mask.shape)}"
             )
         if not self.training:
             return

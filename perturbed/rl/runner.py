@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_entries, check_flag
 from ..model import PerturbedModel
-from ..noise.state import as_count, check_seed
+from ..noise.state import as_count, as_seed, check_seed
 from ..optim.base import check_number
 from .actor import Actor, leaves
 from .env import BatchEnv, kind
@@ -23,6 +24,10 @@ from .results import Cost, Episodes, Window
 
 # Observations go into the norm in blocks of this many steps, which is cheaper than one by one.
 _NORM_BLOCK = 32
+# Entries of the state of lanes that have started.
+_ENTRIES = (
+    "env", "observations", "total", "length", "episode", "begun", "generation", "policy"
+)  # fmt: skip
 
 
 class Rollout:
@@ -105,9 +110,9 @@ class Rollout:
         if pm is not None and not isinstance(pm, PerturbedModel):
             raise TypeError(f"pm must be a PerturbedModel, got {type(pm).__name__}")
         limit = env.max_steps if max_steps is None else as_count("max_steps", max_steps)
-        self.env, self.pm, self.norm, self.sync = env, pm, norm, sync
+        self.env, self.pm, self.norm, self.sync = env, pm, norm, check_flag("sync", sync)
         self.seed = check_seed(seed)
-        self.generation = None if generation is None else check_seed(generation)
+        self.generation = None if generation is None else as_seed(generation, "generation")
         self.reward_shift = check_number("reward_shift", reward_shift, low=-math.inf)
         self.max_steps = min(limit, env.max_steps)
         self._actor = Actor(policy, policy if pm is None else pm, env, norm, state, act)
@@ -353,11 +358,14 @@ class Rollout:
         """Continue from :meth:`state_dict`, bit for bit.
 
         Raises:
-            ValueError: a state of another number of lanes.
+            TypeError: no dictionary.
+            ValueError: a state of another number of lanes, an entry that is missing.
         """
+        check_entries("state", state, ("started",))
         if not state["started"]:
             self.restart()
             return
+        check_entries("state", state, _ENTRIES)
         observations = self._check_observations(state["observations"])
         self.env.load_state_dict(state["env"])
         self._lanes.begin(self.seed, int(state["generation"]), None)

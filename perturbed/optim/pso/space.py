@@ -39,7 +39,7 @@ class Space:
         velocity_fraction: float | None,
     ) -> None:
         """Bring what the user gave to tensors."""
-        if boundary not in BOUNDARIES:
+        if not isinstance(boundary, str) or boundary not in BOUNDARIES:
             raise ValueError(f"boundary must be of {', '.join(BOUNDARIES)}, got {boundary!r}")
         self.lower: Tensor | None = None
         self.upper: Tensor | None = None
@@ -252,7 +252,7 @@ def _to_tensor(name: str, value: Any, like: Tensor) -> Tensor:
         if result.is_complex() or result.dtype == torch.bool:
             raise TypeError(f"no real numbers: {result.dtype}")
         result = result.detach().to(like, copy=True)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise TypeError(f"{name} must be a number or a tensor, got {value!r} ({error})") from None
     if result.isnan().any():
         raise ValueError(f"{name} must not be NaN")

@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ...noise.state import as_count
+
 Topology = Callable[[int, int], "Tensor | None"]
 
 
@@ -33,6 +35,10 @@ def ring(particles: int, step: int = 0, reach: int = 1) -> Tensor:
     Returns:
         (P, 2 reach + 1) int64. A swarm smaller than that has neighbours twice.
 
+    Raises:
+        ValueError: particles below 1 or a negative reach.
+        TypeError: numbers that are no integers.
+
     Example:
         >>> from perturbed.optim import ring
         >>> ring(4)
@@ -41,6 +47,7 @@ def ring(particles: int, step: int = 0, reach: int = 1) -> Tensor:
                 [1, 2, 3],
                 [2, 3, 0]])
     """
+    particles, reach = as_count("particles", particles), as_count("reach", reach, 0)
     offsets = torch.arange(-reach, reach + 1)
     return (torch.arange(particles)[:, None] + offsets) % particles
 
@@ -57,9 +64,15 @@ def von_neumann(particles: int, step: int = 0) -> Tensor:
 
     Returns:
         (P, 5) int64: itself, left, right, up, down.
+
+    Raises:
+        ValueError: particles below 1.
+        TypeError: particles that are no integer.
     """
+    particles = as_count("particles", particles)
+    grid = torch.arange(particles)  # first: nobody waits for the divisors of what has no room
     rows = next(r for r in range(math.isqrt(particles), 0, -1) if particles % r == 0)
-    grid = torch.arange(particles).view(rows, -1)
+    grid = grid.view(rows, -1)
     moves = [grid, grid.roll(1, 1), grid.roll(-1, 1), grid.roll(1, 0), grid.roll(-1, 0)]
     return torch.stack(moves, -1).flatten(0, 1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ...checks import check_flag as check_flag
 from ..base import check_number
 from .samplers import check_sampler
 
@@ -20,13 +21,6 @@ def check_options(group: dict[str, Any], *names: str) -> None:
         check_number("lr", group["lr"])
     if "sampler" in names:
         check_sampler(group["sampler"])
-
-
-def check_flag(name: str, value: object) -> bool:
-    """Return ``value`` if it is True or False."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-    return value
 
 
 def improves(loss: float, reference: float) -> bool:

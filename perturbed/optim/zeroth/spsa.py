@@ -101,7 +101,7 @@ class SPSA(GradientSearch):
         max_memory: int | float | str | None = None,
     ) -> None:
         """Check the arguments; nothing is evaluated yet."""
-        if formula not in FORMULAS:
+        if not isinstance(formula, str) or formula not in FORMULAS:
             raise ValueError(f"formula must be one of {FORMULAS}, got {formula!r}")
         self.formula = formula
         self.grad = check_flag("grad", grad)
