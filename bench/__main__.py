@@ -97,7 +97,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--sizes", type=positive, nargs="+", default=list(defaults.sizes), help="linear, update"
     )
     parser.add_argument("--batch", type=positive, default=defaults.batch, help="linear, update")
-    parser.add_argument("--seconds", type=float, help="time of each row (default: 0.2; full: 3)")
+    parser.add_argument("--seconds", type=float, help="time of each row (default: 0.1; full: 3)")
     parser.add_argument(
         "--save",
         type=Path,
@@ -118,7 +118,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     options.suites = list(dict.fromkeys(options.suites)) or DEFAULT
     options.suites = [name for name in SUITES if name in options.suites]
     if options.seconds is None:
-        options.seconds = 3.0 if options.full else 0.2
+        options.seconds = 3.0 if options.full else 0.1
     if options.device.type == "cuda" and not torch.cuda.is_available():
         parser.error(f"--device {options.device}: torch {torch.__version__} sees no CUDA device")
     return options

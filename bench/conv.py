@@ -1,8 +1,8 @@
 """Suite ``conv``: one convolution, of the shapes of NESgpu's README and of its paper (Amand, 2020).
 
 The README's five have 1024 rows and no padding, the paper's 512 rows and padding 1; R = 1 in both,
-with --full antithetic pairs too. On a CPU the default is a sixteenth of the rows, which changes
-times and hardly ratios. bench/population.py and bench/ours.py say what the rows are (Stored is one
+with --full antithetic pairs and all views too. On a CPU the default is a sixteenth of the rows,
+which changes times and hardly ratios. bench/population.py and bench/ours.py say what the rows are (Stored is one
 grouped convolution beside the base product), bench/linear.py what the views are.
 """
 
@@ -24,6 +24,7 @@ README = ((16, 16, 3, 64), (32, 32, 3, 64), (64, 64, 3, 32), (32, 32, 1, 32), (1
 PAPER = ((3, 64, 3, 32), (64, 64, 3, 32), (128, 128, 3, 16), (256, 256, 3, 8), (512, 512, 3, 4))
 README_ROWS, PAPER_ROWS = 1024, 512
 CPU_PART = 16  # of the rows without --full
+VIEWS = ("forward", "step", "update")  # the paper's, which have padding, need no step
 NOTE = (
     "conv: Stored and vmap find their noise drawn in the forward, all rows of ours draw it in the "
     "call. Step: noise + forward + estimate, except in Base, which has only a forward."
@@ -94,7 +95,7 @@ def run(options: Options, only: list[Case] | None = None) -> tuple[list[Result],
     for case in cases(options) if only is None else only:
         # Not kept from case to case, as the largest has gigabytes.
         problem = Problem(case, Buffers(options.device))
-        for view in options.chosen(("forward", "update", "step")):
+        for view in options.chosen(VIEWS if options.full else (VIEWS[0], VIEWS[1 + case.padding])):
             options.progress(f"conv, {view}: {case}")
             candidates = itertools.chain(
                 problem.rows(view, families), schemes.conv_rows(view, problem)

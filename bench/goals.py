@@ -97,11 +97,11 @@ GOALS = (
     Goal("eggroll", "step", "", "", "LowRank(1)", "torch, factors drawn", 1.5, 1.5),
     *(
         Goal("conv", "forward", case, R1, NORMAL, "Base", 1.15, 2.0, True)
-        for case in ("16-16, 3x3", "32-32, 3x3", "64-64, 3x3", "32-32, 1x1")
+        for case in ("16-16, 3x3, ", "32-32, 3x3, ", "64-64, 3x3, ", "32-32, 1x1, ")
     ),
     *(
         Goal("conv", "step", case, R1, NORMAL, "Stored", cpu, 2.0)
-        for case, cpu in (("16-16, 3x3", 2.2), ("64-64, 3x3", 2.2))
+        for case, cpu in (("16-16, 3x3, ", 2.2), ("64-64, 3x3, ", 1.5))
     ),
     Goal("network", "step", "64-256-256-10", "", "LowRank(1)", "EvoX VirtualLoRA", 40, None),
     Goal("network", "step", "64-256-256-10", "", "LowRank(1)", "EvoTorch PGPE", 140, None),

@@ -19,8 +19,11 @@ def test_a_run_has_every_row():
     cases = ["6-6, 3x3 pad 1, 5x5, R=1 D=8", "6-8, 1x1, 4x4, R=2 D=4, antithetic"]
     expected = [
         (view, case, method)
-        for view in ("forward", "update", "step")
-        for case in cases
+        for case, view in [
+            *((c, "forward") for c in cases),
+            (cases[0], "update"),
+            (cases[1], "step"),
+        ]
         for method in METHODS
         if method not in {"forward": ["Loop"], "update": ["Naive", "Loop", "vmap"]}.get(view, ())
     ]
@@ -36,6 +39,12 @@ def test_shapes_are_the_published_ones():
     assert len(full) == 20
     assert str(full[0]) == "16-16, 3x3, 64x64, R=1 D=1024"
     assert [case.directions for case in conv.cases(Options())] == [64] * 5 + [32] * 5
+
+
+def test_a_full_run_has_all_views():
+    full = Options(seconds=0.0, full=True, views=("step", "update"))
+    results, _ = conv.run(full, TINY[:1])
+    assert {r.view for r in results} == {"step", "update"}
 
 
 @pytest.mark.parametrize("method", ["stored", "vmap"])
