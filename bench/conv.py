@@ -2,8 +2,8 @@
 
 The README's five have 1024 rows and no padding, the paper's 512 rows and padding 1; R = 1 in both,
 with --full antithetic pairs and all views too. On a CPU the default is a sixteenth of the rows,
-which changes times and hardly ratios. bench/population.py and bench/ours.py say what the rows are (Stored is one
-grouped convolution beside the base product), bench/linear.py what the views are.
+which changes times and hardly ratios. bench/population.py and bench/ours.py say what the rows are
+(Stored is one grouped convolution beside the base product), bench/linear.py what the views are.
 """
 
 from __future__ import annotations
