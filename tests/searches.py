@@ -9,13 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from perturbed.optim import (
+    FDSA,
     RDSA,
     SPSA,
+    AcceleratedRandomSearch,
     GridSearch,
     RandomBestGrad,
     RandomGrad,
     RandomSearch,
     RandomWalk,
+    ResidualFeedback,
     SequentialSearch,
     ShrinkingRandomSearch,
     SimulatedAnnealing,
@@ -33,6 +36,7 @@ def WithAdam(params: Any, kind: type, **options: Any) -> Any:
 METHODS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "random": (RandomSearch, {}),
     "random-domain": (RandomSearch, {"domain": (-2, 2)}),
+    "accelerated": (AcceleratedRandomSearch, {"domain": (-2, 2)}),
     "shrinking": (ShrinkingRandomSearch, {"lr": 0.5, "nsteps": 300}),
     "shrinking-stochastic": (ShrinkingRandomSearch, {"lr": 0.3, "stochastic": True}),
     "grid": (GridSearch, {"domain": (0, 1), "step": 0.25}),
@@ -49,6 +53,8 @@ METHODS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "spsa": (SPSA, {"lr": 0.02}),
     "spsa-adam": (WithAdam, {"kind": SPSA, "n": 2}),
     "rdsa": (RDSA, {"lr": 0.01, "n": 3}),
+    "fdsa": (FDSA, {"lr": 0.1}),
+    "residual": (ResidualFeedback, {"lr": 0.01, "magn": 0.1}),
     "annealing": (SimulatedAnnealing, {"lr": 0.1}),
     "annealing-stochastic": (SimulatedAnnealing, {"lr": 0.1, "stochastic": True}),
     "threshold": (ThresholdAccepting, {"lr": 0.1, "max_bad_iter": 7}),
@@ -57,7 +63,7 @@ METHODS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 
 def make(name: str, params: Any, **options: Any) -> Any:
     kind, defaults = METHODS[name]
-    if kind in (GridSearch, SequentialSearch):  # nothing random
+    if {kind, defaults.get("kind")} & {GridSearch, SequentialSearch, FDSA}:  # nothing random
         options.pop("seed", None)
     return kind(params, **{**defaults, **options})
 

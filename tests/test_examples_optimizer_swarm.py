@@ -29,7 +29,7 @@ def example():
 def test_the_net_is_torchzero_s(example):
     net = example.make_network(0)
     assert sum(p.numel() for p in net.parameters()) == 15_738
-    assert net(torch.rand(3, 28, 28)).shape == (3, 10)
+    assert net(torch.rand(3, 1, 28, 28)).shape == (3, 10)
 
 
 @pytest.mark.parametrize("name", ["swarm", "single", "nes"])

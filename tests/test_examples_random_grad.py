@@ -29,6 +29,8 @@ def test_the_network_is_torchzeros(example):
     assert sum(p.numel() for p in net.parameters()) == 15_738
     scores = net(torch.rand(2, 1, 28, 28))
     torch.testing.assert_close(scores.sum(1), torch.ones(2))  # the first of two softmaxes
+    x = torch.randn(3, 4, 25, 10)
+    assert torch.equal(example.Halve()(x), torch.nn.MaxPool2d(2)(x))
     sure = torch.eye(10)[:1]
     loss = torch.nn.functional.cross_entropy(sure, torch.tensor([0]))
     assert loss.item() == pytest.approx(1.4612, abs=1e-4)  # it cannot fall below

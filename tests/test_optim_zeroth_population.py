@@ -264,10 +264,10 @@ class Run:
 
 
 @every
-@pytest.mark.parametrize("chunk", [1, 4, D, D + 3])
+@pytest.mark.parametrize("chunk", [1, 4, D + 3])
 def test_chunks_give_what_one_forward_gives(name, chunk):
     one, run = Run(name), Run(name, chunk=chunk)
-    for _ in range(6):
+    for _ in range(3):
         one.shown.clear(), run.shown.clear()
         assert run.step() == one.step()
         assert torch.equal(flat(run.pm.model), flat(one.pm.model))
@@ -397,3 +397,19 @@ def test_copies_go_on_alone():
     assert first == search.step(lambda: rows(pm))
     assert other.pm is not pm
     assert torch.equal(flat(other.pm.model), flat(pm.model))
+
+
+def test_small_moves_show_in_the_mean_of_rows():
+    """The mean of rows is one of float64: float32 numbers near 1 are 1e-7 apart."""
+    pm = model(dtype=torch.float32)
+    search = RandomBestGrad(pm, 1e-3)
+    base = torch.tensor([1.0, 1.0, 1.0, 1.0 + 2.0**-23])  # of four rows, one hardly higher
+
+    def closure():
+        members = torch.arange(2 * pm.directions) if pm.directions == D else torch.full((2,), -1)
+        rises = torch.where(members[:, None] == 7, torch.ones(4), base)  # member 7 is lower
+        return rises.T.reshape(4, 2, -1).transpose(0, 1).flatten()
+
+    search.step(closure)
+    assert search.best_loss == 1.0
+    assert any(p.grad.abs().max() > 0 for p in pm.model.parameters() if p.requires_grad)

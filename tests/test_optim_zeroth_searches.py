@@ -13,6 +13,7 @@ from perturbed.description import digest
 from perturbed.noise.base import OPTIMIZER_ID, STREAM_TRIALS, stream_word
 from perturbed.optim import (
     SAMPLERS,
+    AcceleratedRandomSearch,
     GridSearch,
     RandomSearch,
     SequentialSearch,
@@ -55,6 +56,29 @@ def test_random_search_is_the_plain_loop():
         want.append(best)
     assert got == want
     assert len(set(got)) > 2
+
+
+def test_accelerated_search_is_the_plain_loop():
+    points = [nn.Parameter(torch.tensor([0.5, -1.0, 9.0])), nn.Parameter(torch.tensor([[1.5]]))]
+    search = AcceleratedRandomSearch(points, (-2.0, 3.0), shrink=0.8, restart=4, lr=0.5, seed=6)
+    got = run(search, points, 60)
+    x = torch.tensor([0.5, -1.0, 9.0, 1.5])
+    best, want, failures, longest = quadratic([x]).item(), [], 0, 0
+    for t in range(60):
+        reach, centre = 5.0 * 0.5 * 0.8**failures, x.clamp(-2, 3)  # 9 is outside
+        u = torch.cat(Source(6, t, 0).uniforms([torch.empty(3), torch.empty(1)]))
+        low, high = (centre - reach).clamp(min=-2), (centre + reach).clamp(max=3)
+        candidate = low + u * (high - low)
+        loss = quadratic([candidate]).item()
+        failures = (failures + 1) % 4
+        if loss < best:
+            x, best, failures = candidate, loss, 0
+        longest = max(longest, failures)
+        want.append(best)
+    assert got == pytest.approx(want, rel=1e-5)
+    assert len(set(got)) > 5
+    assert longest == 3
+    assert search.evaluations == 61
 
 
 @pytest.mark.parametrize("nsteps", [None, 40])
@@ -341,6 +365,10 @@ def test_functions_are_samplers():
         (lambda p: RandomSearch(p, seed="a"), TypeError, "seed must be an int"),
         (lambda p: ShrinkingRandomSearch(p, nsteps=0), ValueError, "nsteps must be at least 1"),
         (lambda p: ShrinkingRandomSearch(p, stochastic=1), TypeError, "stochastic must be True"),
+        (lambda p: AcceleratedRandomSearch(p, (0, 1), 0), ValueError, "shrink must be finite"),
+        (lambda p: AcceleratedRandomSearch(p, (0, 1), 1.1), ValueError, "and at most 1"),
+        (lambda p: AcceleratedRandomSearch(p, (1, 0)), ValueError, "domain must be finite with"),
+        (lambda p: AcceleratedRandomSearch(p, (0, 1), restart=0), ValueError, "restart must be"),
         (lambda p: GridSearch(p, (0, 1), 0), ValueError, "step must be finite and greater"),
         (lambda p: GridSearch(p, (0, math.inf), 1), ValueError, "domain must be finite"),
         (lambda p: SequentialSearch(p, 0.0, (0, 1)), ValueError, "spacing of a grid must be"),

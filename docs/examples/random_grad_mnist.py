@@ -39,22 +39,41 @@ import perturbed
 from perturbed.optim import SPSA, RandomBestGrad, RandomGrad, RandomWalk
 
 BATCH = 32
-PAIRS = 16
+PAIRS = 10
 POINTS = 25  # of a learning curve
 
 Digits = Sequence[Tensor]
 Step = Callable[[Tensor, Tensor], None]
 
 
+class Halve(nn.Module):
+    """``nn.MaxPool2d(2)`` of whole pairs: on a CPU ten times as fast, which is half of a loss."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = (size // 2 * 2 for size in x.shape[-2:])
+        x = torch.maximum(x[..., 0:height:2, :width], x[..., 1:height:2, :width])
+        return torch.maximum(x[..., 0::2], x[..., 1::2])
+
+
 def make_network(seed: int) -> nn.Sequential:
     """torchzero's network: 15,738 parameters, and the softmax that it has at the end."""
     torch.manual_seed(seed)
     return nn.Sequential(
-        *(nn.Conv2d(1, 16, 4), nn.MaxPool2d(2), nn.ReLU()),
-        *(nn.Conv2d(16, 32, 3), nn.MaxPool2d(2), nn.ReLU()),
-        *(nn.Conv2d(32, 64, 2), nn.MaxPool2d(2), nn.ReLU()),
+        *(nn.Conv2d(1, 16, 4), Halve(), nn.ReLU()),
+        *(nn.Conv2d(16, 32, 3), Halve(), nn.ReLU()),
+        *(nn.Conv2d(32, 64, 2), Halve(), nn.ReLU()),
         *(nn.Flatten(), nn.Linear(256, 10), nn.Softmax(1)),
     )
+
+
+def mean_loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Mean loss of a batch in float64.
+
+    At the start a move of 1e-5 changes the loss by 2e-7, which is what float32 numbers near 2.3 are
+    apart: the mean in float32 is the same before and after in 40 % of the moves, and has the right
+    sign in 55 %; the mean in float64 in 95 %.
+    """
+    return F.cross_entropy(net(x), y, reduction="none").double().mean()
 
 
 # ---- methods: each makes a step on a batch, and says how many losses that takes -----------------
@@ -63,19 +82,19 @@ def make_network(seed: int) -> nn.Sequential:
 def random_grad(net: nn.Sequential, seed: int, steps: int) -> tuple[Step, int]:
     opt = torch.optim.AdamW(net.parameters(), 1e-3)
     search = RandomGrad(net.parameters(), magn=1e-5, opt=opt, seed=seed)
-    return lambda x, y: search.step(lambda: F.cross_entropy(net(x), y)), 2
+    return lambda x, y: search.step(lambda: mean_loss(net, x, y)), 2
 
 
 def random_best_grad(net: nn.Sequential, seed: int, steps: int) -> tuple[Step, int]:
     opt = torch.optim.AdamW(net.parameters(), 1e-3)
     search = RandomBestGrad(net.parameters(), magn=1e-5, opt=opt, bestof=10, seed=seed)
-    return lambda x, y: search.step(lambda: F.cross_entropy(net(x), y)), 11
+    return lambda x, y: search.step(lambda: mean_loss(net, x, y)), 11
 
 
 def spsa(net: nn.Sequential, seed: int, steps: int) -> tuple[Step, int]:
     opt = torch.optim.AdamW(net.parameters(), 1e-3)
     search = SPSA(net.parameters(), magn=1e-3, opt=opt, seed=seed)
-    return lambda x, y: search.step(lambda: F.cross_entropy(net(x), y)), 2
+    return lambda x, y: search.step(lambda: mean_loss(net, x, y)), 2
 
 
 def spsa_batched(net: nn.Sequential, seed: int, steps: int) -> tuple[Step, int]:
@@ -96,7 +115,7 @@ def random_walk(net: nn.Sequential, seed: int, steps: int) -> tuple[Step, int]:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(walk, steps)
 
     def step(x: Tensor, y: Tensor) -> None:
-        walk.step(lambda: F.cross_entropy(net(x), y))
+        walk.step(lambda: mean_loss(net, x, y))
         schedule.step()
 
     return step, 2

@@ -33,14 +33,18 @@ from .shaping import SHAPINGS, centered_rank, identity, nes_utilities, zscore
 from .snes import SNES
 from .swarm import Swarm
 from .zeroth import (
+    FDSA,
     RDSA,
     SAMPLERS,
     SPSA,
+    AcceleratedRandomSearch,
     GridSearch,
     RandomBestGrad,
     RandomGrad,
     RandomSearch,
     RandomWalk,
+    ResidualFeedback,
+    Restoration,
     ScalarOptimizer,
     SequentialSearch,
     ShrinkingRandomSearch,
@@ -51,6 +55,7 @@ from .zeroth import (
 __all__ = [
     "ARS",
     "CROSSOVERS",
+    "FDSA",
     "NES",
     "PGPE",
     "PSO",
@@ -62,6 +67,7 @@ __all__ = [
     "TOPOLOGIES",
     "VARIANTS",
     "Accelerated",
+    "AcceleratedRandomSearch",
     "AlternatingOpt",
     "BareBones",
     "ClipUp",
@@ -82,6 +88,8 @@ __all__ = [
     "RandomOpt",
     "RandomSearch",
     "RandomWalk",
+    "ResidualFeedback",
+    "Restoration",
     "ScalarOptimizer",
     "SequentialOpt",
     "SequentialSearch",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import check_number, member_values
+from .base import check_number, member_values, to_numbers
 from .composite import CompositeOptimizer, Optimizer, checked, uses_gradients
 from .swarm import Swarm
 from .zeroth.closure import Closure, call, to_loss
@@ -195,7 +195,9 @@ class Batch(Members):
         assert self.swarm.pm is not None
         if values is None:
             raise TypeError("closure must return losses, got None; does it lack a return?")
-        return member_values(values, self.swarm.pm, self.swarm.positions.device)[0].double()
+        # Means of rows in float64: in float32 they round the effect of small moves away.
+        wide = to_numbers(values, self.swarm.positions.device).double()
+        return member_values(wide, self.swarm.pm, wide.device)[0]
 
     def _give(self, gradients: Tensor) -> None:
         for row, gradient in zip(self.rows, gradients, strict=True):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...model import PerturbedModel
-from ..base import member_values
+from ..base import member_values, to_numbers
 from ..evaluation import Evaluation
 from ..strategy import perturbed_parameters
 from .base import Point, ScalarOptimizer
@@ -194,7 +194,7 @@ class Batched:
     def __init__(self, search: PopulationSearch, evaluation: Evaluation, closure: Closure) -> None:
         """Store the arguments."""
         self.search, self.evaluation, self.pm = search, evaluation, evaluation.pm
-        self.closure = functools.partial(call, closure)
+        self.closure = closure
 
     def single(self, point: Point) -> float:
         """See :class:`Tries`; one direction, all of whose signs are alike without noise."""
@@ -205,7 +205,7 @@ class Batched:
         try:
             pm.set_noise_scale(0.0)
             with pm.window(0, 1):
-                loss = float(self._losses(self.evaluation.call(self.closure)).mean())
+                loss = float(self._losses(self.evaluation.call(self._values)).mean())
         finally:
             pm.set_noise_scale(sigma)
         self.search._note(loss, lambda: [p.detach().clone() for p in self._parameters()])
@@ -218,7 +218,7 @@ class Batched:
         self.pm.set_noise(scales[0])
         self.like = centre
         device = self._parameters()[0].device
-        values = self._losses(self.evaluation.score(self.closure, device))
+        values = self._losses(self.evaluation.score(self._values, device))
         losses = values.flatten().tolist()
         for k, loss in enumerate(losses):
             self.search._note(loss, functools.partial(self._member, k))
@@ -246,10 +246,13 @@ class Batched:
             for p, grad in zip(parameters, held, strict=True):
                 p.grad = grad
 
-    def _losses(self, values: Any) -> Tensor:
-        """Bring what the closure returned to losses of members, (S, D), on the CPU."""
-        device = self._parameters()[0].device
-        return member_values(values, self.pm, device).double().cpu()
+    def _values(self) -> Tensor:
+        """Return what the closure says, wide: a mean in float32 rounds small moves away."""
+        return to_numbers(call(self.closure), self._parameters()[0].device).double()
+
+    def _losses(self, values: Tensor) -> Tensor:
+        """Bring values of rows or members to those of members, (S, D), on the CPU."""
+        return member_values(values, self.pm, values.device).cpu()
 
     def _parameters(self) -> list[Tensor]:
         return [p for _, p in self.search._trained()]

@@ -1,7 +1,8 @@
-"""Random search: independent points, or points around the best that draw closer to it.
+"""Random search: independent points, or points around the best, nearer and nearer.
 
 Rastrigin, "The convergence of the random search method in the extremal control of a many parameter
-system" (1963), and its textbook forms; defaults and names are torchzero's.
+system" (1963), and its textbook forms; Appel, Labarre, Radulovic, "On accelerated random search"
+(SIAM Journal on Optimization 14, 2004). Defaults and names are torchzero's.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from ...noise.state import as_count
+from ..base import check_number
 from .base import Point, ScalarOptimizer, Trial
 from .checks import check_flag, check_options, improves
 from .domain import check_domain
@@ -154,6 +156,80 @@ class ShrinkingRandomSearch(ScalarOptimizer):
         noise = self._sample(home, self._next_draw())
         torch._foreach_mul_(noise, [lr * left for lr in self._option("lr")])
         return _keep_better(self, home, list(torch._foreach_add(home, noise)), trial)
+
+
+class AcceleratedRandomSearch(ScalarOptimizer):
+    """Draw points in a box around the best so far, which shrinks until one of them is better.
+
+    The box is the part of ``domain`` within ``r (high - low)`` of the best point in every element,
+    and a point is uniform in it. ``r`` begins at ``lr``, all of the domain by default; a point that
+    is no better multiplies it by ``shrink``, and a better one, or ``restart`` in a row that are
+    not, bring it back. After a step the parameters are the best point so far.
+
+    The first step evaluates the parameters as they are, too: 2 evaluations, then 1 a step. A step
+    returns the best loss so far.
+
+    Args:
+        params: parameters or groups of them.
+        domain: (low, high) of every element.
+        shrink: what r is multiplied by, above 0 and at most 1.
+        restart: failures in a row after which r is ``lr`` again.
+        lr: r at the beginning, at most 1 to be of use.
+        seed: of the random numbers.
+
+    Raises:
+        TypeError: arguments of another type.
+        ValueError: an empty domain, numbers out of range, no parameter that requires grad.
+
+    Example:
+        >>> import torch
+        >>> from perturbed.optim import AcceleratedRandomSearch
+        >>> x = torch.nn.Parameter(torch.tensor([3.0, -3.0]))
+        >>> search = AcceleratedRandomSearch([x], domain=(-4, 4))
+        >>> for _ in range(200):
+        ...     loss = search.step(lambda: x.square().sum())
+        >>> bool(loss < 1e-3), search.evaluations
+        (True, 201)
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        domain: tuple[float, float],
+        shrink: float = 0.9,
+        restart: int = 100,
+        lr: float = 1.0,
+        seed: int | None = 0,
+    ) -> None:
+        """Check the arguments; nothing is evaluated yet."""
+        self.shrink = check_number("shrink", shrink, high=1.0, above=True)
+        self.restart = as_count("restart", restart)
+        super().__init__(params, {"lr": lr, "domain": domain}, seed)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        check_options(group, "lr")
+        check_domain(group["domain"])
+
+    def _start(self) -> dict[str, Any]:
+        return {"loss": None, "failures": 0}
+
+    def _search(self, home: Point, trial: Trial) -> tuple[Point, float]:
+        progress = self.progress
+        if progress["loss"] is None:
+            progress["loss"] = trial(home)
+        draw, point = self._next_draw(), []
+        for g, part in self._of_groups():
+            low, high = self.param_groups[g]["domain"]
+            reach = self.param_groups[g]["lr"] * self.shrink ** progress["failures"] * (high - low)
+            drawn = self._source(draw, 0, g).uniforms(home[part])
+            for u, t in zip(drawn, home[part], strict=True):
+                centre = t.clamp(low, high)
+                least, most = (centre - reach).clamp_min(low), (centre + reach).clamp_max(high)
+                point.append(torch.lerp(least, most, u))
+        best, loss = _keep_better(self, home, point, trial)
+        failures = (progress["failures"] + 1) % self.restart
+        progress["failures"] = failures if best is home else 0
+        return best, loss
 
 
 def _keep_better(
