@@ -1,4 +1,4 @@
-"""What README and docs tell the reader to type is there: targets, programs, options, files, links.
+"""What README and docs tell the reader to type is there: targets, programs, options, files.
 
 Looked for in code, that is in blocks that are not Python and in `spans`; prose is not read.
 """
@@ -14,6 +14,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 PAGES = [page for page in PAGES if page.exists()]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`]+)`")
+FOLDER = r"(?<![\w/.])(?:csrc|perturbed|tests|bench|docs)/"
 PROGRAM = re.compile(r"(?:python|torchrun)\S* (?:[^`\n]* )?(\S+\.py)\b([^`\n#|;]*)")
 
 
@@ -61,7 +62,7 @@ def missing(page):
     for extra in re.findall(r"perturbed\[([\w-]+)\]", text):
         if not re.search(rf"^{extra} = \[", extras, re.MULTILINE):
             yield f"perturbed[{extra}]"
-    for path in re.findall(r"(?<![\w/.])(?:csrc|perturbed|tests|bench|docs)/[\w/.*-]*\w(?![\w<])", text):
+    for path in re.findall(FOLDER + r"[\w/.*-]*\w(?![\w<])", text):
         if not list(ROOT.glob(path)) and not re.search(r"NAME|DATE|build/", path):
             yield path
 
@@ -69,15 +70,6 @@ def missing(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_a_page_names_is_there(page):
     assert sorted(set(missing(page))) == []
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_and_images(page):
-    """Files of a link exist, also outside of docs; the site's build checks anchors, in docs."""
-    text = BLOCK.sub("", page.read_text())
-    for mark, words, target in re.findall(r"(!?)\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)[^)]*\)", text):
-        assert (page.parent / target).exists(), f"{target} is not there"
-        assert not mark or words.strip(), f"the image {target} has no alternative text"
 
 
 def test_a_page_of_mistakes(tmp_path):
