@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _ops
+from ..checks import check_flag
 from .base import (
     STREAM_SELECT_IN,
     STREAM_SELECT_OUT,
@@ -79,9 +80,7 @@ class Permuted(SharedBase):
         self.permutation = check_option("permutation", permutation, SIDES)
         self.in_sparsity = check_count("in_sparsity", in_sparsity, none_is_zero=True)
         self.out_sparsity = check_count("out_sparsity", out_sparsity, none_is_zero=True)
-        if not isinstance(allow_repeats, bool):
-            raise TypeError(f"allow_repeats must be True or False, got {allow_repeats!r}")
-        self.allow_repeats = allow_repeats
+        self.allow_repeats = check_flag("allow_repeats", allow_repeats)
 
     def __repr__(self) -> str:
         """Show the options that differ from their defaults."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _C
+from ..checks import check_flag
 from ..description import describe, outline
 from ..model import PerturbedModel
 from ..noise.state import as_seed
@@ -41,9 +42,7 @@ class PopulationOptimizer(ABC):
 
     def __init__(self, maximize: bool) -> None:
         """Check and store; nothing is drawn yet."""
-        if not isinstance(maximize, bool):
-            raise TypeError(f"maximize must be True or False, got {maximize!r}")
-        self.maximize = maximize
+        self.maximize = check_flag("maximize", maximize)
         self.steps = 0
         self.evaluations = 0
         self._asked = False

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_flag
 from .base import check_number
 from .composite import (
     Closure,
@@ -27,7 +28,6 @@ from .composite import (
     run,
     uses_gradients,
 )
-from .zeroth.base import check_flag
 
 GradMode = str | Callable[[Tensor, Tensor], Tensor]
 

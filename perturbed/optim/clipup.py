@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_flag
 from .base import check_number
 
 
@@ -81,8 +82,7 @@ class ClipUp(torch.optim.Optimizer):
             raise ValueError("momentum must be below 1, got 1")
         if options["max_speed"] is not None:
             check_number("max_speed", options["max_speed"], above=True)
-        if not isinstance(options["maximize"], bool):
-            raise TypeError(f"maximize must be True or False, got {options['maximize']!r}")
+        check_flag("maximize", options["maximize"])
         if options["foreach"] is not None and not isinstance(options["foreach"], bool):
             raise TypeError(f"foreach must be True, False or None, got {options['foreach']!r}")
         super().add_param_group(param_group)

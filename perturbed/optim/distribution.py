@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _ops
+from ..checks import check_flag
 from ..model import PerturbedModel
 from ..noise.base import OPTIMIZER_ID, STREAM_WEIGHT, per_scratch, stream_word
 from ..noise.state import NoiseState
@@ -73,11 +74,9 @@ class SeparableSearch(PopulationOptimizer):
     ) -> None:
         """Check and store the arguments; nothing is drawn yet."""
         super().__init__(maximize)
-        if not isinstance(mirrored, bool):
-            raise TypeError(f"mirrored must be True or False, got {mirrored!r}")
+        self.mirrored = check_flag("mirrored", mirrored)
         self.swarm = Swarm(model, members, chunk, max_memory, distributed, "members")
         self.evaluation = self.swarm.evaluation
-        self.mirrored = mirrored
         if mirrored and self.swarm.particles % 2 == 1:
             raise ValueError(f"members must be even to be mirrored, got {self.swarm.particles}")
         self.std_bounds = _check_bounds(std_bounds)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_flag
 from ..noise.state import as_count
 
 
@@ -81,9 +82,7 @@ class BatchEnv(abc.ABC):
         self.observation_size = as_count("observation_size", observation_size)
         self.action_size = as_count("action_size", action_size)
         self.max_steps = as_count("max_steps", max_steps)
-        if not isinstance(discrete, bool):
-            raise TypeError(f"discrete must be True or False, got {discrete!r}")
-        self.discrete = discrete
+        self.discrete = check_flag("discrete", discrete)
         self.device = torch.device(device)
         self.action_low = self.action_high = None
         if not discrete:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import _C, _ops
+from ...checks import check_flag
 from ...model import PerturbedModel
 from ...noise.base import OPTIMIZER_ID, STREAM_SWARM_JIGGLE, stream_word
 from ...noise.state import as_seed, check_seed
@@ -161,8 +162,7 @@ class PSO(PopulationOptimizer):
         self.jiggle = jiggle
         flags = {"per_dimension": per_dimension, "antithetic": antithetic, "reevaluate": reevaluate}
         for name, flag in flags.items():
-            if not isinstance(flag, bool):
-                raise TypeError(f"{name} must be True or False, got {flag!r}")
+            check_flag(name, flag)
         self.reevaluate = reevaluate
         self.best_decay = check_number("best_decay", best_decay, high=1.0)
         if reevaluate and not self.variant.bests:

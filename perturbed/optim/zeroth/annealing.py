@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
+from ...checks import check_flag
 from ...noise.state import as_count
 from ..base import check_number
 from .base import Point, ScalarOptimizer, Trial
-from .checks import check_flag, check_options
+from .checks import check_options
 from .samplers import Sampler
 
 

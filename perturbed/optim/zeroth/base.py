@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ...noise.state import as_seed, check_seed
-from .checks import check_flag as check_flag
 from .closure import Closure, call, check_closure, to_loss
 from .samplers import CANDIDATES, Source, sample
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ...checks import check_flag as check_flag
 from ..base import check_number
 from .samplers import check_sampler
 

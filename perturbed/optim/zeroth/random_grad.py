@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from ...checks import check_flag
 from ...noise.state import as_count
 from .base import Point, Trial
-from .checks import check_flag
 from .gradient import GradientSearch
 from .samplers import Sampler
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
+from ...checks import check_flag
 from ...noise.dense import Dense
 from ...noise.state import as_count
 from ..base import check_number
 from .base import Point, Trial
-from .checks import check_flag
 from .gradient import GradientSearch
 from .population import Batched
 from .samplers import Sampler
