@@ -19,6 +19,7 @@ import pytest
 import perturbed
 
 ROOT = Path(__file__).parent.parent
+SLOW = ("llm.md",)  # imports transformers
 # Modules whose examples need what is not always installed.
 OPTIONAL = {
     "perturbed.rl.gym": "gymnasium",
@@ -73,7 +74,11 @@ def test_prints_are_compared():
             assert_prints(other, "loss 0.50, 10 of 3", "here")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=[pytest.mark.slow] * (p.name in SLOW)) for p in PAGES],
+    ids=[str(p.relative_to(ROOT)) for p in PAGES],
+)
 def test_pages(page, tmp_path, monkeypatch):
     """Errors name the page and the line."""
     monkeypatch.chdir(tmp_path)  # what an example writes

@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import _ops
 from ..replicate import Replicated, replicate_rows
 from .convolution import Convolution, PopulationBatch, convolve_members, spread
+from .products import add_products, sum_noise
 from .scratch import SCRATCH_BYTES as SCRATCH_BYTES
 from .scratch import needs_grad as needs_grad
 from .scratch import per_scratch as per_scratch
@@ -91,14 +92,18 @@ class NoiseFamily(ABC):
     same options are equal. What is said of ``E_d`` holds for weights, which are matrices; the noise
     of a vector, such as a bias, is independent in every element in all families.
 
+    A subclass has to write :meth:`materialise_weight` alone. Everything else follows from it, in
+    chunks of directions, and is overridden where there is a cheaper way.
+
     Attributes:
-        distribution: "normal" or "rademacher", of the random numbers that make ``E_d``.
+        distribution: "normal" or "rademacher", of the random numbers that make ``E_d``; the noise
+            of vectors has it, too.
         by_channel: whether the columns of a channel share what makes ``E_d`` (class attribute).
         absolute: whether ``E_d`` is the member's parameter itself, in place of ``W + s sigma E_d``
             wherever that is said: without W, sign and sigma (class attribute).
     """
 
-    distribution: str
+    distribution: str = "normal"
     by_channel: ClassVar[bool] = False
     absolute: ClassVar[bool] = False
 
@@ -109,6 +114,11 @@ class NoiseFamily(ABC):
     def __hash__(self) -> int:
         """Agree with ``==``."""
         return hash((type(self), tuple(sorted(self.__dict__.items()))))
+
+    def __repr__(self) -> str:
+        """Show the options; never an address, as descriptions of runs are compared."""
+        options = ", ".join(f"{name}={value!r}" for name, value in self.__dict__.items())
+        return f"{type(self).__name__}({options})"
 
     @property
     def rademacher(self) -> bool:
@@ -140,9 +150,10 @@ class NoiseFamily(ABC):
             groups: blocks of rows, see :class:`LayerNoise`.
         """
 
-    @abstractmethod
     def add_linear(self, y: Tensor, x: Tensor, site: LayerNoise, shared: bool) -> Tensor:
         """Return ``y + s sigma (E_d x + e_d)``; may write into ``y``.
+
+        By default E_d is materialised; families that can do with less override it.
 
         Args:
             y: (B, T, out) contiguous, the base product; freshly made, nobody else holds it.
@@ -150,6 +161,9 @@ class NoiseFamily(ABC):
             site: the layer's noise.
             shared: whether every member sees the same N rows.
         """
+        if site.weight >= 0:
+            y = add_products(self, y, x, site, shared)
+        return self.add_bias(y, site)
 
     def linear(
         self,
@@ -248,11 +262,12 @@ class NoiseFamily(ABC):
 
     # ---- of weights, by each family ------------------------------------------------------------
 
-    @abstractmethod
     def estimate_weight_(
         self, grad: Tensor, weights: Tensor, site: LayerNoise, accumulate: bool
     ) -> None:
-        """:meth:`estimate_` of the weight."""
+        """:meth:`estimate_` of the weight; by default E_d is materialised, as in add_linear."""
+        # In the weights' dtype, the accumulator's: half-precision sums would lose what they add up.
+        assign_total(grad, sum_noise(self, grad, weights, site), accumulate)
 
     @abstractmethod
     def materialise_weight(

@@ -17,14 +17,12 @@ from .base import (
     STORAGES,
     LayerNoise,
     NoiseFamily,
-    assign_total,
     check_option,
     matrix_shape,
     needs_grad,
-    per_scratch,
-    repeat_signs,
     rows_of,
 )
+from .products import add_products
 
 # From this many rows per direction on, a matrix product from scratch beats the fused kernels.
 GEMM_ROWS = 24
@@ -91,7 +89,7 @@ class Dense(NoiseFamily):
             sources * x.shape[1] >= GEMM_ROWS and not self._kernel_beats_blas(y, shared)
         )
         if weight >= 0 and by_matmul and y.numel() > 0 and x.numel() > 0:
-            y = self._add_products(y, x, site, shared, antithetic)
+            y = add_products(self, y, x, site, shared)
             weight = -1
         if weight < 0 and bias < 0:
             return y
@@ -106,18 +104,10 @@ class Dense(NoiseFamily):
     ) -> None:
         """See :meth:`NoiseFamily.estimate_`."""
         key, sigma = site.state.tensors(grad.device)
-        held = site.state.held.get(site.weight)
-        if held is None:
-            _ops.dense_estimate_(
-                grad, weights, key, sigma, site.weight, self.rademacher, accumulate
-            )
+        if site.state.held.get(site.weight) is not None:
+            super().estimate_weight_(grad, weights, site, accumulate)
             return
-        # In the weights' dtype, the accumulator's: half-precision sums would lose what they add up.
-        total = torch.zeros(grad.numel(), dtype=weights.dtype, device=grad.device)
-        each = per_scratch(grad.device, grad.numel() * weights.element_size())
-        for part, w in zip(held.split(each), weights.split(each), strict=True):
-            total.addmv_(part.flatten(1).to(w.dtype).t(), w)
-        assign_total(grad, total.mul_(sigma).view_as(grad), accumulate)
+        _ops.dense_estimate_(grad, weights, key, sigma, site.weight, self.rademacher, accumulate)
 
     def materialise_weight(
         self, site: LayerNoise, first: int, count: int, rows: int, cols: int, like: Tensor
@@ -171,36 +161,3 @@ class Dense(NoiseFamily):
             and y.dtype != torch.float64
             and (shared or y.shape[2] >= KERNEL_OUTPUTS)
         )
-
-    # ---- matrix products with materialised noise -----------------------------------------------
-
-    def _add_products(
-        self, y: Tensor, x: Tensor, site: LayerNoise, shared: bool, antithetic: bool
-    ) -> Tensor:
-        """Add ``s sigma E_d x`` with chunks of E_d and the BLAS."""
-        state = site.state
-        _, sigma = state.tensors(y.device)
-        directions, (_, tokens, cols), out = state.directions, x.shape, y.shape[2]
-        if needs_grad(y, x):
-            y = y.clone()
-        each = per_scratch(x.device, out * cols * x.element_size())
-        signs = repeat_signs(y, directions, antithetic)
-        if shared:  # (copies, N, D, T, out)
-            rows = y.view(-1, x.shape[0], directions, tokens, out)
-            signs = signs.view(-1, x.shape[0], 1, 1, 1)
-        else:  # (R, D, T, out)
-            rows = y.view(-1, directions, tokens, out)
-        for first in range(0, directions, each):
-            count = min(each, directions - first)
-            noise = self.materialise_weight(site, first, count, out, cols, x) * sigma
-            if shared:
-                product = x.flatten(0, 1) @ noise.flatten(0, 1).t()  # (N * T, count * out)
-                product = product.view(-1, tokens, count, out).transpose(1, 2)
-            else:
-                here = x.view(-1, directions, tokens, cols)[:, first : first + count]
-                here = here.transpose(0, 1).flatten(1, 2)  # (count, R * T, in)
-                product = torch.bmm(here, noise.transpose(1, 2))
-                product = product.view(count, -1, tokens, out).transpose(0, 1)
-            # Both signs in one pass; slices of a symbolic R take torch.compile a minute.
-            rows[..., first : first + count, :, :].addcmul_(product, signs)
-        return y
