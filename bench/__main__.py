@@ -37,7 +37,7 @@ from bench import (
     variance,
     zeroth,
 )
-from bench.common import Options, failure
+from bench.common import FAILED, Options, failure
 from bench.files import Run
 
 # Short ones first.
@@ -136,7 +136,7 @@ def run_suite(name: str, options: Options, run: Run, peers_python: Path | None) 
                 run.errors[f"{name}, peers"] = str(error)
     except Exception as error:
         options.progress("".join(traceback.format_exception(error)))
-        run.errors[name] = failure(error)
+        run.errors[name] = failure(error).removeprefix(FAILED)
         return
     (run.cosines if name == "variance" else run.results).extend(rows)
     run.notes += [remark for remark in remarks if remark not in run.notes]

@@ -239,7 +239,8 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, what: str, rtol: 
 def free_bytes(device: torch.device) -> int:
     """Memory that an allocation may still take on the device."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):

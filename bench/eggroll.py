@@ -8,7 +8,7 @@ torch, factors given    x W^T + sigma (x B) A^T with A and B of all directions i
 torch, factors drawn    the same, after randn of A and B
 torch, compiled         factors given, under torch.compile (on a GPU, or with --full)
 torch, full rank given  E_d of all directions in memory, a batched product (OpenES in their table)
-torch, full rank drawn  the same, after normal_ (on a GPU, or with --full)
+torch, full rank drawn  the same, after normal_ (R = 1: on a GPU, or with --full)
 
 Their antithetic pairs share a draw, and so do ours (R = 2); R = 1 is one draw for each member. The
 view ``step`` adds the update, (w A)^T B, which the paper leaves out: it costs as much as the
@@ -17,6 +17,7 @@ forward. On a GPU, and with --full, batches of 64, 352 and 4096 rows follow.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 
@@ -161,12 +162,15 @@ def candidates(
     for row in factors.rows(view):
         yield row.name, 0, lambda row=row: row
     if view == "forward":
-        if all_rows:
+        if all_rows and len(x) == MEMBERS:
             yield "torch, compiled", 0, factors.compiled
         held = x.element_size() * case.directions * case.inputs * case.outputs
-        for drawn in (False, True) if all_rows else (False,):
+        full_rank = functools.cache(lambda: FullRank(factors))
+        for drawn in (False, True) if all_rows or case.antithetic else (False,):
             name = f"torch, full rank {'drawn' if drawn else 'given'}"
-            yield name, held, lambda drawn=drawn: FullRank(factors).row(drawn)
+            # Both rows have the same noise, so the second fits if the first did.
+            needed = 0 if full_rank.cache_info().currsize else held
+            yield name, needed, lambda drawn=drawn: full_rank().row(drawn)
     yield from ours.rows(view, layer, case.directions, x, weights, ours.families(options.full))
 
 

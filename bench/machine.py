@@ -72,12 +72,12 @@ def _cores() -> int:
 def _driver(device: torch.device) -> dict[str, str]:
     """Driver, and the clocks at this moment; empty without nvidia-smi."""
     query = "--query-gpu=driver_version,clocks.sm,clocks.max.sm,clocks.mem"
-    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-    command = ["nvidia-smi", query, "--format=csv,noheader", f"--id={uuid}"]
     try:
+        uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+        command = ["nvidia-smi", query, "--format=csv,noheader", f"--id={uuid}"]
         line = subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).strip()
         driver, clock, most, memory = (part.strip() for part in line.split(","))
-    except (OSError, subprocess.CalledProcessError, ValueError):
+    except (AttributeError, OSError, subprocess.CalledProcessError, ValueError):
         return {}
     return {"driver": driver, "clocks": f"{clock} of {most}; memory {memory}"}
 

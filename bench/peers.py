@@ -152,6 +152,11 @@ def versions() -> str:
     return ", ".join(found)
 
 
+def start(command: list[str]) -> subprocess.CompletedProcess[bytes]:
+    """Runs a command in this checkout until it ends."""
+    return subprocess.run(command, cwd=ROOT, capture_output=True)
+
+
 def run_elsewhere(python: Path, suite: str, options: Options) -> tuple[list[Result], str]:
     """Times the others' rows of a suite with another interpreter.
 
@@ -174,7 +179,7 @@ def run_elsewhere(python: Path, suite: str, options: Options) -> tuple[list[Resu
         for view in options.views or ():
             command += ["--view", view]
         try:
-            done = subprocess.run(command, cwd=ROOT, capture_output=True)
+            done = start(command)
         except OSError as error:
             raise RuntimeError(f"--peers {python.name} cannot be started: {error}") from None
         if not stem.with_suffix(".json").exists():

@@ -94,7 +94,7 @@ def _limits(members: Sequence[Result], run: Run) -> Columns:
 def _reasons(members: Sequence[Result]) -> Columns:
     if not any(member.reason for member in members):
         return {}
-    return {"not measured because": lambda r: r.reason.replace("|", "/")}
+    return {"remark": lambda r: r.reason.replace("|", "/")}
 
 
 def _sharing_columns() -> Columns:

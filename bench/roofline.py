@@ -175,7 +175,7 @@ class Layer:
             count = self._base_numbers(family)
             if isinstance(family, SignFlip):
                 flip_in, flip_out = self._sides(family)
-                count *= family.bases_used
+                count *= min(d, family.bases_used)
                 flips = d * (flip_in * self.n + flip_out * self.m)
         count += d * self.m * self.bias
         signs = family.rademacher
@@ -202,6 +202,6 @@ class Layer:
         if all(self._sides(family)):
             return 2.0 * d * self._base_numbers(family)
         if isinstance(family, SignFlip):
-            return 2.0 * d * max(m, n) * family.bases_used + m * n
+            return 2.0 * d * max(m, n) * min(d, family.bases_used) + m * n
         side = n if self._sides(family)[0] else m  # a sum of selections, and one product
         return 2.0 * min(d, side) * m * n

@@ -6,12 +6,12 @@ one that fails is reported and not timed, and the others go on.
 
 On CUDA a call is timed by events on its stream, its inputs and weights out of the L2 cache, which
 is overwritten before every call, as other layers do in training. A call below LAUNCH_BOUND_S may
-be nothing but launches: such a one is timed again, replayed from a CUDA graph of several calls.
+be nothing but launches: such a one is timed again, replayed from a CUDA graph of several calls,
+each of which reads a copy of its inputs that the others did not (class Rotating).
 """
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -23,9 +23,9 @@ from bench.common import NAN, Result, Row, failure
 
 FAST_S = 0.02  # calls below this are timed in bursts, after one call that warms the caches
 LAUNCH_BOUND_S = 2e-4  # some tens of launches
-REPLAYED_CALLS = 8  # in one graph; with Rotating inputs they do not find each other's in the cache
+REPLAYED_CALLS = 8  # in one graph
 REPLAYS = 50
-L2_SHARE = 2  # what is to push something out of the L2 cache is so many times as large
+L2_SHARE = 2  # what overwrites the L2 cache is so many times as large
 
 
 class Clock:
@@ -58,9 +58,11 @@ def l2_bytes(device: torch.device) -> int:
 
 
 class Rotating:
-    """A tensor for one call after the other to read: copies in turn, beyond a GPU's L2 cache.
+    """A tensor for one call after the other to read: on a GPU, copies in turn.
 
-    On a CPU, whose caches hold a layer's inputs in training too, it is the tensor itself.
+    The calls of a CUDA graph then do not find their inputs in the L2 cache, which is overwritten
+    before the graph. On a CPU, whose caches hold a layer's inputs in training too, and for tensors
+    larger than the L2 cache, it is the tensor itself.
 
     Args:
         tensor: what every call is to read.
@@ -70,8 +72,7 @@ class Rotating:
     def __init__(self, tensor: Tensor, cache: int | None = None) -> None:
         if cache is None:
             cache = l2_bytes(tensor.device) if tensor.is_cuda else 0
-        wanted = math.ceil(L2_SHARE * cache / max(1, tensor.nbytes))
-        copies = max(1, min(2 * REPLAYED_CALLS, wanted))
+        copies = REPLAYED_CALLS if tensor.nbytes < cache else 1
         self.copies = [tensor, *(tensor.clone() for _ in range(copies - 1))]
         self.turn = 0
 
@@ -157,7 +158,10 @@ def measure(
     if device.type == "cuda":
         for row, result in zip(rows, results, strict=True):
             if result.median_s < LAUNCH_BOUND_S and row.scale == 1:
-                result.replay_s = replayed(row.call)
+                try:
+                    result.replay_s = replayed(row.call)
+                except AssertionError as error:
+                    result.reason = failure(error)
     medians = {result.method: result.median_s for result in results if result.timed}
     base = medians.get("Base", base)
     naive = medians.get("Naive", naive)
@@ -197,14 +201,18 @@ def capture(call: Callable[[], object]) -> tuple[Callable[[], None], list[Tensor
     """Captures several calls in one CUDA graph, after some that warm up; replay and outputs."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
+    graph = torch.cuda.CUDAGraph()
+    # Not torch.cuda.graph: a capture that fails would leave its stream the current one.
     with torch.cuda.stream(side):
         for _ in range(3):
             call()
+        torch.cuda.synchronize()
+        graph.capture_begin()
+        try:
+            given = [call() for _ in range(REPLAYED_CALLS)]
+        finally:
+            graph.capture_end()
     torch.cuda.current_stream().wait_stream(side)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        given = [call() for _ in range(REPLAYED_CALLS)]
     return graph.replay, [y for y in given if isinstance(y, Tensor) and y.is_floating_point()]
 
 

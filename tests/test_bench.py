@@ -205,7 +205,7 @@ def test_eggroll_reports_per_cent_of_the_unperturbed_layer():
     results, notes = eggroll.run(QUICK, features=12, members=16)
     own = ["Base", "torch, factors given", "torch, factors drawn", *FAMILIES]
     assert [r.method for r in results if r.view == "step" and "R=1" in r.case] == own
-    assert len(results) == 4 * len(own) + 2
+    assert len(results) == 4 * len(own) + 3
     assert sum(r.method == "torch, full rank given" for r in results) == 2
     assert all(r.timed for r in results)
     text = report.markdown(Run(results, {"cpu": "x"}, notes=notes))
