@@ -63,7 +63,7 @@ $(EXTENSION): $(ENVIRONMENT) setup.py $(CSRC) $(FORCE)
 	@rm -f build/.extension-* && touch $@
 
 .PHONY: FORCE help build install demo demo-conv demo-control demo-distributed demo-hybrid demo-lm demo-pso demo-rl \
-  test test-all test-cuda check-cuda check-link bench bench-docs gpu lint format docs docs-serve clean
+  test test-all test-cuda check-cuda check-link check-wheel bench bench-docs gpu lint format docs docs-serve clean
 FORCE:
 
 help: ## this list
@@ -123,6 +123,9 @@ check-cuda: $(ENVIRONMENT) ## compile every .cu for sm_80, sm_90, sm_120; needs 
 
 check-link: ## build, link and test with a CUDA build of torch (TORCH=2.11.0); several GB, no GPU
 	PYTHON=$(PYTHON) tests/check_link.sh
+
+check-wheel: $(EXTENSION) ## sdist and wheel, the wheel in a clean environment (TORCH=2.11.0: from the sdist, several GB)
+	PYTHON=$(PY) tests/check_wheel.sh
 
 # ---- measure, style, rest ---------------------------------------------------------------------
 

@@ -3,6 +3,8 @@
 Environment:
     PERTURBED_CUDA=0/1    leave the CUDA kernels out / make a missing toolkit an error
     DEBUG=1               -O0 -g
+    CUDA_HOME             the CUDA toolkit; else that of nvcc on PATH, /usr/local/cuda, or the one
+                          that NVIDIA's pip packages make up (cuda_toolkit.py)
     TORCH_CUDA_ARCH_LIST  as everywhere in torch; a default is chosen when no GPU is visible
 
 torch must be installed first and pip must not build in isolation, because an isolated build
@@ -12,20 +14,33 @@ compiles against a torch of its own:  pip install --no-build-isolation -e .
 import glob
 import os
 import sys
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, HERE)  # which pip leaves out
+import cuda_toolkit  # noqa: E402
 
 try:
     import pybind11
     import torch
+
+    # Ahead of cpp_extension, which looks for CUDA_HOME when it is imported.
+    if torch.version.cuda is not None and os.environ.get("PERTURBED_CUDA") != "0":
+        home = cuda_toolkit.prepare(Path(HERE, "build", "cuda-home"))
+        if home is not None:
+            os.environ["CUDA_HOME"] = str(home)
     from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+except cuda_toolkit.IncompleteError as error:
+    sys.exit(f"perturbed: {error}, or leave the CUDA kernels out by PERTURBED_CUDA=0")
 except ImportError as error:
     sys.exit(
         f"perturbed: the build needs {error.name!r}.\n"
         "  pip install torch numpy pybind11 ninja 'setuptools>=77'\n"
         "  pip install --no-build-isolation -e ."
     )
-from setuptools import setup
 
-HERE = os.path.dirname(os.path.abspath(__file__))
 # The binary contract is LibTorch's stable ABI as of torch 2.11: one build serves 2.11 and newer.
 STABLE_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 
@@ -39,7 +54,7 @@ def use_cuda() -> bool:
     if torch.version.cuda is None:
         missing.append(f"torch {torch.__version__} is a CPU build")
     if CUDA_HOME is None:
-        missing.append("no CUDA toolkit (nvcc) was found; set CUDA_HOME")
+        missing.append("no CUDA toolkit (nvcc): set CUDA_HOME or install the extra cuda-build")
     if wish == "1" and missing:
         sys.exit("perturbed: PERTURBED_CUDA=1, but " + " and ".join(missing))
     chosen = wish != "0" and not missing
@@ -61,8 +76,11 @@ def default_archs() -> None:
 cuda = use_cuda()
 if cuda:
     default_archs()
-optimise = ["-O0", "-g"] if os.environ.get("DEBUG") == "1" else ["-O3"]
+debug = os.environ.get("DEBUG") == "1"
+optimise = ["-O0", "-g"] if debug else ["-O3"]
 # -ffp-contract=off: the noise is the same bits on every compiler; kernels spell out their fma.
+# -fmacro-prefix-map: errors name csrc/..., wherever that was on the machine that compiled it.
+here = f"-fmacro-prefix-map={HERE}/="
 cxx_flags = [
     *optimise,
     "-ffp-contract=off",
@@ -70,9 +88,10 @@ cxx_flags = [
     "-fvisibility=hidden",
     "-Wall",
     "-Wno-unknown-pragmas",
+    here,
     STABLE_TARGET,
 ]
-nvcc_flags = ["-O3", "-DUSE_CUDA", "--expt-relaxed-constexpr", STABLE_TARGET]
+nvcc_flags = ["-O3", "-DUSE_CUDA", "--expt-relaxed-constexpr", "-Xcompiler", here, STABLE_TARGET]
 sources = glob.glob("csrc/*.cpp") + glob.glob("csrc/cpu/*.cpp")
 if cuda:
     archs = os.environ.get("TORCH_CUDA_ARCH_LIST", "")  # empty: those of the visible GPUs
@@ -86,6 +105,8 @@ setup(
             sorted(sources),
             include_dirs=[os.path.join(HERE, "csrc"), pybind11.get_include()],
             extra_compile_args={"cxx": cxx_flags, "nvcc": nvcc_flags},
+            # Python's own flags have -g: 15 MB, with the paths of the machine that compiled it.
+            extra_link_args=[] if debug else ["-Wl,--strip-debug"],
         )
     ],
     cmdclass={"build_ext": BuildExtension.with_options(use_ninja=True)},

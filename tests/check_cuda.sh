@@ -22,12 +22,17 @@ find_nvcc() {
   done
 }
 
+python=${PYTHON:-$([[ -x .venv/bin/python ]] && echo .venv/bin/python || echo python3)}
 nvcc=$(find_nvcc)
 if [[ -z "$nvcc" ]]; then
-  echo "check-cuda: skipped, there is no nvcc (looked at CUDA_HOME, PATH and /usr/local/cuda*)"
+  home=$("$python" cuda_toolkit.py build/cuda-home)
+  nvcc=${home:+$home/bin/nvcc}
+fi
+if [[ -z "$nvcc" ]]; then
+  echo "check-cuda: skipped, there is no nvcc (looked at CUDA_HOME, PATH, /usr/local/cuda* and" \
+    "NVIDIA's pip packages)"
   exit 0
 fi
-python=${PYTHON:-$([[ -x .venv/bin/python ]] && echo .venv/bin/python || echo python3)}
 # nvcc must not see torch's headers as the project's own: their warnings are not ours.
 torch_flags=$("$python" -c 'from torch.utils.cpp_extension import include_paths as p
 print(*("-isystem " + path for path in p()))')

@@ -116,6 +116,20 @@ def test_installed_version_matches_the_package():
     assert f'\nversion = "{perturbed.__version__}"\n' in text
 
 
+def test_citation_is_of_this_version():
+    text = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {perturbed.__version__}\n" in text
+    assert "\nlicense: MIT\n" in text
+    assert re.search(r"^cff-version: 1\.2\.0$", text, re.MULTILINE)
+
+
+def test_extra_of_the_toolkit_names_all_its_packages():
+    lines = (ROOT / "pyproject.toml").read_text().partition("\ncuda-build = [")[2].splitlines()
+    listed = {line.strip(' ",').partition("==")[0] for line in lines[1 : lines.index("]")]}
+    parts = (ROOT / "cuda_toolkit.py").read_text().partition("PARTS = {")[2].partition("}")[0]
+    assert listed == set(re.findall(r'"(nvidia-[\w-]+)":', parts))
+
+
 def test_stub_names_what_the_extension_has():
     tree = ast.parse((ROOT / "perturbed" / "_C.pyi").read_text())
     stub = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
