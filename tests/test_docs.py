@@ -95,3 +95,16 @@ def test_pages(page, tmp_path, monkeypatch):
         with contextlib.redirect_stdout(io.StringIO()) as stdout:
             exec(code, namespace)
         printed = stdout.getvalue()
+
+
+def test_the_comparison_names_tests_that_exist_and_one_for_every_yes():
+    page = ROOT / "docs" / "comparison.md"
+    rows = re.findall(
+        r"^\| ([^|]+) \| ([^|]+) \| ([^|]*) \|(?: \w* \|){14}$", page.read_text(), re.M
+    )
+    assert len(rows) == 50  # each in the form that is checked
+    for capability, ours, shown in rows:
+        paths = [page.parent / path for path in re.findall(r"\]\(([\w./-]+)\.py\)", shown)]
+        missing = [path for path in paths if not path.with_suffix(".py").is_file()]
+        assert not missing, capability
+        assert paths or not ours.startswith("**yes**") or capability == "PyTorch"
