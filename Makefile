@@ -62,7 +62,8 @@ $(EXTENSION): $(ENVIRONMENT) setup.py $(CSRC) $(FORCE)
 	$(PY) setup.py build_ext --inplace
 	@rm -f build/.extension-* && touch $@
 
-.PHONY: FORCE help build install demo demo-conv demo-control demo-distributed demo-hybrid demo-lm demo-pso demo-rl \
+.PHONY: FORCE help build install demo demo-conv demo-control demo-distributed demo-hybrid demo-lm demo-minimize \
+  demo-pso demo-rl \
   test test-all test-cuda check-cuda check-link check-wheel bench bench-docs gpu lint format docs docs-serve clean
 FORCE:
 
@@ -76,7 +77,7 @@ install: $(EXTENSION) ## make `import perturbed` work from any folder in .venv
 
 # Threads that sleep at a barrier instead of spinning: several times faster where others use the
 # machine too, a few per cent slower where nobody does.
-demo demo-conv demo-control demo-distributed demo-hybrid demo-lm demo-pso demo-rl: export OMP_WAIT_POLICY ?= PASSIVE
+demo demo-conv demo-control demo-distributed demo-hybrid demo-lm demo-minimize demo-pso demo-rl: export OMP_WAIT_POLICY ?= PASSIVE
 test test-all: export OMP_WAIT_POLICY ?= PASSIVE
 # Tests run file by file in a process per core, of one thread each; those about threads say so.
 test test-all: export OMP_NUM_THREADS ?= 1
@@ -100,6 +101,9 @@ demo-hybrid: $(EXTENSION) ## train twelve networks by gradients that learn from 
 
 demo-lm: $(EXTENSION) ## teach a small language model to write Python, by the parser's word
 	PYTHONPATH=. $(PY) docs/examples/es_finetune_lm.py $(ARGS)
+
+demo-minimize: $(EXTENSION) ## logistic regression of digits by methods of scipy, beside as much Adam
+	PYTHONPATH=. $(PY) docs/examples/minimize_logistic.py $(ARGS)
 
 demo-pso: $(EXTENSION) ## fit a small network by particle swarm optimisation, in seconds
 	PYTHONPATH=. $(PY) docs/examples/pso_demo.py $(ARGS)

@@ -14,6 +14,7 @@ from perturbed.optim import (
     GradChain,
     OptimizerAverage,
     RandomOpt,
+    RandomSearch,
     SequentialOpt,
     ShrinkingRandomSearch,
     UpdateToGrad,
@@ -393,3 +394,38 @@ def test_arguments():
     p.requires_grad_(False)
     with pytest.raises(ValueError, match="all are frozen"):
         SequentialOpt([sgd])
+
+
+def test_the_best_of_a_composite_is_that_of_its_searches():
+    p, q = nn.Parameter(torch.tensor([3.0, 1.0])), nn.Parameter(torch.tensor([2.0]))
+    search = RandomSearch([p, q], seed=3)
+    both = SequentialOpt([torch.optim.SGD([q, p], lr=0.0), search])
+    assert both.best_loss == math.inf
+    assert [t.tolist() for t in both.best()] == [[2.0], [3.0, 1.0]]  # as they are
+
+    def loss():
+        return p.square().sum() + q.square().sum()
+
+    for _ in range(20):
+        both.step(loss)
+    assert both.best_loss == search.best_loss < 14
+    best = both.best()
+    assert [t.shape for t in best] == [(1,), (2,)]  # in the order of its own groups
+    assert sum(t.square().sum().item() for t in best) == pytest.approx(both.best_loss)
+    with torch.no_grad():
+        p.zero_()
+    both.load_best()
+    assert loss().item() == pytest.approx(both.best_loss)
+    nested = AlternatingOpt([both, torch.optim.SGD([p, q], lr=0.1)])
+    assert nested.best_loss == both.best_loss
+    # A search of some of the parameters says nothing of the rest.
+    assert SequentialOpt([RandomSearch([p]), torch.optim.SGD([q], lr=0.1)]).best_loss == math.inf
+
+
+def test_the_best_of_a_chain_is_that_of_its_first():
+    p = nn.Parameter(torch.tensor([3.0]))
+    chain = GradChain([p], [RandomSearch([p]), torch.optim.SGD([p], lr=0.5)])
+    for _ in range(10):
+        chain.step(lambda: (p - 1).square().sum())
+    assert chain.best_loss == chain.optimizers[0].opt.best_loss < 4
+    assert (chain.best()[0] - 1).square().item() == pytest.approx(chain.best_loss)

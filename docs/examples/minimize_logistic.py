@@ -6,7 +6,7 @@ The model is one layer, 784-10, on 500 of the 5,000 MNIST images that ship with 
 solution to find. Adam has, for each method, as many evaluations of loss and gradient as that one
 took, with the best of three learning rates: that is its baseline.
 
-    python docs/examples/minimize_logistic.py
+    make demo-minimize
     python docs/examples/minimize_logistic.py --methods L-BFGS-B trust-krylov --double
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -89,6 +90,48 @@ class CompositeOptimizer(Optimizer):
         """Reset the gradients of all members' parameters."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none)
+
+    # ---- what was found ------------------------------------------------------------------------
+
+    def _keeper(self) -> ScalarOptimizer | CompositeOptimizer | None:
+        """Return the member with the lowest loss, of those that keep one of all parameters."""
+        own = set(parameters_of(self))
+        keepers = [
+            optimizer
+            for optimizer in self.optimizers
+            if isinstance(optimizer, (ScalarOptimizer, CompositeOptimizer))
+            and own == set(parameters_of(optimizer))
+        ]
+        return min(keepers, key=lambda keeper: keeper.best_loss, default=None)
+
+    @property
+    def best_loss(self) -> float:
+        """The lowest loss that a member has kept with its parameters; infinite if there is none.
+
+        Searches keep theirs; optimizers that step along gradients keep nothing, nor do members that
+        have only some of the parameters count.
+        """
+        keeper = self._keeper()
+        return math.inf if keeper is None else keeper.best_loss
+
+    def best(self) -> list[Tensor]:
+        """Return a copy of the parameters that had :attr:`best_loss`, once each.
+
+        In the order of the groups; as they are while :attr:`best_loss` is infinite.
+        """
+        keeper, own = self._keeper(), parameters_of(self)
+        if keeper is None or keeper.best_loss == math.inf:
+            return clones(own)
+        found = dict(zip(parameters_of(keeper), keeper.best(), strict=True))
+        return [found[parameter] for parameter in own]
+
+    @torch.no_grad()
+    def load_best(self) -> None:
+        """Set the parameters to :meth:`best`."""
+        for parameter, best in zip(parameters_of(self), self.best(), strict=True):
+            parameter.copy_(best)
+
+    # ---- resuming ------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of the members, and plain numbers."""

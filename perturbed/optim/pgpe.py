@@ -42,7 +42,9 @@ class PGPE(SeparableSearch):
         sigma: standard deviation to start from, one for all parameters or (N,).
         optimizer: over the model's parameters; default: :class:`~perturbed.ClipUp` after its
             paper, the longest step being a 15th of the length of ``sigma``, and the rate half of
-            that. Steps do not shrink near a solution: put a scheduler on it to let them.
+            that. Steps do not shrink near a solution: put a scheduler on it to let them. Another
+            rate is that of another optimizer, such as ``perturbed.ClipUp(net.parameters(),
+            lr=0.1)``.
         std_lr: rate of the standard deviations.
         max_change: largest change of a standard deviation in a step, as a fraction of it.
         std_bounds: least and largest standard deviation.

@@ -42,7 +42,8 @@ class SNES(SeparableSearch):
         sigma: standard deviation to start from, one for all parameters or (N,): the distance at
             which a solution may lie.
         optimizer: over the model's parameters; default: plain gradient descent with rate 1, the
-            papers' update.
+            papers' update. Another rate is that of another optimizer, such as
+            ``torch.optim.SGD(net.parameters(), lr=0.5)``; schedulers are put on it.
         std_lr: default ``(3 + ln N) / (5 sqrt N)``, the papers'.
         std_bounds: least and largest standard deviation.
         mirrored: whether the second half of the members mirrors the first.

@@ -50,7 +50,9 @@ class Minimize(torch.optim.Optimizer):
     A loss that is NaN or infinite counts as worse than all finite ones, and a step ends with the
     best point that was evaluated, also where scipy would return a later one (with constraints, at
     scipy's own point, since others may violate them). Sums that a float32 model rounds limit how
-    far a method gets; a model and data in float64 do not have that limit.
+    far a method gets; a model and data in float64 (``net.double()``) do not have that limit. There
+    is no option for it: parameters alone in float64 would not fit the float32 data that a closure
+    holds.
 
     Args:
         params: parameters, ``net.named_parameters()``, or groups of them. float32 and float64, on
