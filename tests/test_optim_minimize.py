@@ -14,6 +14,7 @@ from torch import nn
 
 import perturbed
 from perturbed.optim.minimize import METHODS
+from perturbed.testing import devices
 
 pytest.importorskip("scipy", reason="Minimize needs scipy (the extra `scipy`)")
 from scipy.optimize import LinearConstraint, minimize, rosen
@@ -72,6 +73,24 @@ def test_minimum_of_three_tensors(method, dtype):
     assert optimizer.best_loss == found.item()
     assert all(torch.equal(a, b) for a, b in zip(optimizer.best(), parameters, strict=True))
     assert optimizer.method == method
+
+
+@pytest.mark.parametrize("device", devices())
+@pytest.mark.parametrize("method", ["L-BFGS-B", "trust-exact", "trust-krylov", "Nelder-Mead"])
+def test_parameters_stay_on_their_devices(method, device):
+    """scipy's vector is on the CPU; parameters may be here and there."""
+    p = nn.Parameter(torch.zeros(2, device=device))
+    q = nn.Parameter(torch.ones(1, dtype=torch.float64))
+    options = {"maxiter": 2000, "fatol": 1e-12} if method == "Nelder-Mead" else None
+
+    def loss():
+        return (p - 1).square().sum().cpu() + (q - p.sum().cpu()).square().sum()
+
+    Minimize([p, q], method, options=options).step(loss)
+    assert p.device == torch.device(device, p.device.index)
+    assert q.device.type == "cpu"
+    assert torch.allclose(p.cpu(), torch.ones(2), atol=5e-3)
+    assert q.item() == pytest.approx(2.0, abs=5e-3)
 
 
 @pytest.mark.parametrize("method", GLOBAL)
