@@ -119,8 +119,8 @@ class PerturbedModel(MemberRows, nn.Module):
             self._make_tensors()
         with self.state.turn.taken():
             before = self.state.active
-            self.state.active = True
             try:
+                self.state.active = True
                 with without_fused_layers():
                     yield
             finally:
@@ -132,8 +132,9 @@ class PerturbedModel(MemberRows, nn.Module):
         leaves = torch.utils._pytree.tree_leaves((args, kwargs))
         rows = tuple(a.shape[0] for a in leaves if isinstance(a, Tensor) and a.dim() > 0)
         with state.turn.taken():
-            before, state.rows = state.rows, rows
+            before = state.rows
             try:
+                state.rows = rows
                 with self.perturbed():
                     result = function(*args, **kwargs)
             except (RuntimeError, MemoryError) as error:

@@ -11,7 +11,7 @@ from torch.backends import mha
 
 # The switch is one for the whole process: it stays off while a block of any thread lasts.
 _lock = threading.Lock()
-_blocks = 0
+_blocks: set[object] = set()
 _enabled_before = True
 
 
@@ -31,25 +31,26 @@ def without_fused_layers() -> Iterator[None]:
         finally:
             mha._is_fastpath_enabled = before
         return
-    _enter()
+    block = object()
     try:
+        _enter(block)
         yield
     finally:
-        _leave()
+        _leave(block)
 
 
-def _enter() -> None:
-    global _blocks, _enabled_before
+def _enter(block: object) -> None:
+    global _enabled_before
     with _lock:
-        if _blocks == 0:
+        if not _blocks:
             _enabled_before = mha.get_fastpath_enabled()
+        _blocks.add(block)
         mha._is_fastpath_enabled = False
-        _blocks += 1
 
 
-def _leave() -> None:
-    global _blocks
+def _leave(block: object) -> None:
     with _lock:
-        _blocks -= 1
-        if _blocks == 0:
-            mha._is_fastpath_enabled = _enabled_before
+        if block in _blocks:  # Ctrl-C may have come before it was
+            _blocks.remove(block)
+            if not _blocks:
+                mha._is_fastpath_enabled = _enabled_before
