@@ -92,6 +92,8 @@ class NoiseState:
         with self.turn.taken():
             seed, sigma = as_seed(seed), check_sigma(sigma)
             generation = as_int("generation", generation)
+            if not -1 <= generation < 2**63:
+                raise ValueError(f"generation must be between -1 and 2^63 - 1, got {generation}")
             if (seed, generation) != (self.seed, self.generation):
                 self.held.clear()
             before, sigma_before = self._key(), self.sigma
