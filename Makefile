@@ -62,7 +62,8 @@ $(EXTENSION): $(ENVIRONMENT) setup.py $(CSRC) $(FORCE)
 	$(PY) setup.py build_ext --inplace
 	@rm -f build/.extension-* && touch $@
 
-.PHONY: FORCE help build install demo demo-conv demo-control demo-distributed demo-hybrid demo-lm demo-minimize \
+DEMOS := demo $(addprefix demo-,conv control distributed hybrid lm pso rl swarm zeroth)
+.PHONY: FORCE help build install $(DEMOS) \
   demo-pso demo-rl \
   test test-all test-cuda check-cuda check-link check-wheel bench bench-docs gpu lint format docs docs-serve clean
 FORCE:
@@ -77,7 +78,11 @@ install: $(EXTENSION) ## make `import perturbed` work from any folder in .venv
 
 # Threads that sleep at a barrier instead of spinning: several times faster where others use the
 # machine too, a few per cent slower where nobody does.
+<<<<<<< HEAD
 demo demo-conv demo-control demo-distributed demo-hybrid demo-lm demo-minimize demo-pso demo-rl: export OMP_WAIT_POLICY ?= PASSIVE
+=======
+$(DEMOS): export OMP_WAIT_POLICY ?= PASSIVE
+>>>>>>> d934add (make demo-zeroth, demo-swarm; random_grad_mnist --signs: what means in float32 lose)
 test test-all: export OMP_WAIT_POLICY ?= PASSIVE
 # Tests run file by file in a process per core, of one thread each; those about threads say so.
 test test-all: export OMP_NUM_THREADS ?= 1
@@ -110,6 +115,12 @@ demo-pso: $(EXTENSION) ## fit a small network by particle swarm optimisation, in
 
 demo-rl: $(EXTENSION) ## teach a swimmer to swim, in MuJoCo, with every one of ten seeds
 	PYTHONPATH=. $(PY) docs/examples/ars_swimmer.py --seeds 10 $(ARGS)
+
+demo-swarm: $(EXTENSION) ## ten optimizers that age and die, beside one and beside NES, in minutes
+	PYTHONPATH=. $(PY) docs/examples/optimizer_swarm.py $(ARGS)
+
+demo-zeroth: $(EXTENSION) ## train a convolutional network by two losses a step, in minutes
+	PYTHONPATH=. $(PY) docs/examples/random_grad_mnist.py $(ARGS)
 
 # ---- tests ------------------------------------------------------------------------------------
 

@@ -78,6 +78,17 @@ def test_the_report(example, tmp_path, capsys, monkeypatch):
         example.main(["--seeds", "0"])
 
 
+def test_means_in_float64_tell_smaller_moves(example):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(64, 1, 28, 28, generator=generator)
+    _, _, *rows = example.signs(images, torch.arange(64) % 10, moves=10).splitlines()
+    shares = [[int(cell.strip(" %")) for cell in row.strip("|").split("|")[1:]] for row in rows]
+    assert len(shares) == 3
+    narrow, _, wide = shares[0]  # of the smallest moves
+    assert wide >= 80
+    assert narrow <= wide
+
+
 @pytest.mark.slow
 def test_it_learns(example, tmp_path):
     arguments = ["--evaluations", "12000", "--methods", "RandomGrad", "--out", str(tmp_path)]
