@@ -62,9 +62,8 @@ $(EXTENSION): $(ENVIRONMENT) setup.py $(CSRC) $(FORCE)
 	$(PY) setup.py build_ext --inplace
 	@rm -f build/.extension-* && touch $@
 
-DEMOS := demo $(addprefix demo-,conv control distributed hybrid lm pso rl swarm zeroth)
+DEMOS := demo $(addprefix demo-,conv control distributed hybrid lm minimize pso rl swarm zeroth)
 .PHONY: FORCE help build install $(DEMOS) \
-  demo-pso demo-rl \
   test test-all test-cuda check-cuda check-link check-wheel bench bench-docs gpu lint format docs docs-serve clean
 FORCE:
 
@@ -78,11 +77,7 @@ install: $(EXTENSION) ## make `import perturbed` work from any folder in .venv
 
 # Threads that sleep at a barrier instead of spinning: several times faster where others use the
 # machine too, a few per cent slower where nobody does.
-<<<<<<< HEAD
-demo demo-conv demo-control demo-distributed demo-hybrid demo-lm demo-minimize demo-pso demo-rl: export OMP_WAIT_POLICY ?= PASSIVE
-=======
 $(DEMOS): export OMP_WAIT_POLICY ?= PASSIVE
->>>>>>> d934add (make demo-zeroth, demo-swarm; random_grad_mnist --signs: what means in float32 lose)
 test test-all: export OMP_WAIT_POLICY ?= PASSIVE
 # Tests run file by file in a process per core, of one thread each; those about threads say so.
 test test-all: export OMP_NUM_THREADS ?= 1
