@@ -38,6 +38,15 @@ STABLE_TORCH_LIBRARY(perturbed, m) {
       "dense_lookup(Tensor index, Tensor key, int stream, int directions, int rows, int cols, "
       "bool rademacher, ScalarType dtype) -> Tensor");
 
+  // ---- convolutions with given kernels ----------------------------------------------------------------
+
+  // y[r, d] = bias[d] + the convolution of x[r, d] with kernels[d], without padding. y: [R, D, O, H',
+  // W'], rows contiguous or channels-last; x: [R, D, C, H, W], any strides, also 0; kernels: [D, O,
+  // C, kh, kw], contiguous in a direction; bias: [D, O]. float32. No memory in common with y.
+  m.def(
+      "conv_members_(Tensor(a!) y, Tensor x, Tensor kernels, Tensor? bias, int stride_height, "
+      "int stride_width, int dilation_height, int dilation_width) -> ()");
+
   // ---- low rank: E_d = A_d^T B_d / sqrt(rank), A_d: [rank, m], B_d: [rank, n] ---------------------
 
   // y[b, t] += s_b * sigma * (E_d x[b, t] + e_d); y, x and its shared form as in dense_linear_. With

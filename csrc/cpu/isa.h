@@ -2,6 +2,7 @@
 // and namespace and exports one table.
 #pragma once
 
+#include "cpu/isa_conv.h"
 #include "cpu/isa_rows.h"
 #include "cpu/isa_signs.h"
 #include "cpu/isa_swarm.h"
@@ -225,7 +226,9 @@ static constexpr CpuKernels table(const char* name) {
           flip_signs_double,
           element_words,
           swarm_move,
-          swarm_move_double};
+          swarm_move_double,
+          conv_panel,
+          conv_transpose};
 }
 
 }  // namespace perturbed::PERTURBED_ISA

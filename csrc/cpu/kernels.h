@@ -31,6 +31,12 @@ constexpr int64_t kLookupRows = 64;
 constexpr int64_t kPanelRows = 32;
 constexpr int64_t kSignTableSize = 8 * 16 * kPanelRows;
 
+// Pixels and channels of one panel of a convolution's output; panels of fewer channels have a
+// multiple of kConvStep.
+constexpr int64_t kConvPixels = 12;
+constexpr int64_t kConvChannels = 64;
+constexpr int64_t kConvStep = 16;
+
 // `PhiloxBlock`s of one batch in the order that an instruction set likes best.
 struct alignas(64) PreparedBatch {
   uint32_t words[kBatchBlocks * 4];
@@ -138,6 +144,13 @@ struct CpuKernels {
   // swarm_step of n elements.
   void (*swarm_move)(const SwarmRow<float>&, int64_t n, SwarmBounds);
   void (*swarm_move_double)(const SwarmRow<double>&, int64_t n, SwarmBounds);
+
+  // panel[p * kConvChannels + o] = bias[o] + sum_t x[pixels[p] + taps[t]] kernel[t * width + o], the
+  // sum in the order of t, for t < count, p < kConvPixels, o < width.
+  void (*conv_panel)(const float* x, const int64_t* pixels, const int64_t* taps, int64_t count,
+                     const float* kernel, int64_t width, const float* bias, float* panel);
+  // out[o * kConvPixels + p] = panel[p * kConvChannels + o], o < width.
+  void (*conv_transpose)(const float* panel, int64_t width, float* out);
 };
 
 extern const CpuKernels kPortableKernels;

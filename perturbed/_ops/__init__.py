@@ -1,10 +1,11 @@
 """The operators of ``perturbed::``: one typed wrapper each, its fake kernel and its derivative.
 
-One file per noise family, and one for particle swarms. No arithmetic lives here: schemas are in
-``csrc/schema.cpp``, kernels in ``csrc/cpu`` and ``csrc/cuda``, and the slow truth of every operator
-in ``perturbed/reference``.
+One file per noise family, and one each for convolutions and particle swarms. No arithmetic lives
+here: schemas are in ``csrc/schema.cpp``, kernels in ``csrc/cpu`` and ``csrc/cuda``, and the slow
+truth of every operator in ``perturbed/reference``.
 """
 
+from .conv import conv_members_
 from .dense import dense_estimate_, dense_linear, dense_linear_, dense_materialise
 from .lookup import dense_lookup
 from .low_rank import low_rank_linear, low_rank_linear_
@@ -21,6 +22,7 @@ from .sparse import sparse_estimate_, sparse_linear, sparse_linear_
 from .swarm import swarm_move_, uniforms
 
 __all__ = [
+    "conv_members_",
     "dense_estimate_",
     "dense_linear",
     "dense_linear_",

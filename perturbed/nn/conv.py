@@ -96,7 +96,9 @@ class PerturbedConvolution(PerturbedLayer):
         self._check_input(input)
         rows, short = self.enter(input)
         x, padding = self._pad(rows)
-        conv = Convolution(self._each(self.stride), padding, self._each(self.dilation), self.groups)
+        last = _is_channels_last(rows) or _is_channels_last(self.weight)
+        stride, dilation = self._each(self.stride), self._each(self.dilation)
+        conv = Convolution(stride, padding, dilation, self.groups, channels_last=last)
         size = conv.output_size(x.shape[2:], self.weight.shape[2:])
         if any(n < 1 for n in size):
             raise ValueError(
@@ -119,8 +121,8 @@ class PerturbedConvolution(PerturbedLayer):
             y = self.noise.linear(windows, weight.flatten(1), bias, self.site, short)
             return y.transpose(1, 2).unflatten(2, size)
         copies = 0 if short is None else short.copies
-        x, weight = x.contiguous(), weight.contiguous()
-        return self.noise.convolve(x, weight, bias, self.site, conv, copies)
+        y = self.noise.convolve(x, weight.contiguous(), bias, self.site, conv, copies)
+        return y.contiguous(memory_format=torch.channels_last) if last else y
 
     def _check_input(self, input: Tensor) -> None:
         """Raise for an input that is no batch of this layer's channels."""
@@ -159,6 +161,17 @@ class PerturbedConvolution(PerturbedLayer):
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
         amounts = [amount for side in reversed(sides) for amount in side]
         return F.pad(x, amounts, mode), (0,) * self.dims
+
+
+def _is_channels_last(t: Tensor) -> bool:
+    """Whether images or kernels lie so that torch's convolution answers with channels last.
+
+    By strides, which tell the two layouts of one channel apart, as ``is_contiguous`` does not.
+    """
+    if t.dim() != 4 or t.shape[1:].numel() <= 1:
+        return False
+    _, channels, height, width = t.shape
+    return t.stride() == (height * width * channels, 1, width * channels, channels)
 
 
 def for_autocast(

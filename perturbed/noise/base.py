@@ -208,7 +208,7 @@ class NoiseFamily(ABC):
         """Return the perturbed convolution of every row, (B, O, *), its base product included.
 
         Args:
-            x: (B, C, *) contiguous, or (N, C, *) if every member sees the same N rows.
+            x: (B, C, *), or (N, C, *) if every member sees the same N rows.
             weight: (O, C / groups, *kernel) contiguous; (C, O / groups, *kernel) if transposed.
             bias: (O,) or None.
             site: the layer's noise.

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..replicate import replicate_rows
+from .conv_kernel import convolve_, empty_output, has_kernel, padded
 from .scratch import needs_grad, per_scratch, repeat_signs
 from .state import NoiseState
 
@@ -48,6 +49,7 @@ class Convolution:
         groups: blocks of channels that do not see each other.
         transposed: whether it is the transpose of such a convolution.
         output_padding: of a transposed one.
+        channels_last: whether the output of two dimensions is to lie so in memory.
     """
 
     stride: tuple[int, ...]
@@ -56,6 +58,7 @@ class Convolution:
     groups: int = 1
     transposed: bool = False
     output_padding: tuple[int, ...] = ()
+    channels_last: bool = False
 
     def __call__(
         self, x: Tensor, weight: Tensor, bias: Tensor | None = None, copies: int = 1
@@ -193,6 +196,7 @@ def convolve_members(
     Arguments as of :meth:`NoiseFamily.convolve`, whose weight is perturbed.
     """
     if batch.shared or not holds_sums(x):
+        x = x.contiguous()
         return _products(family, x, weight, bias, site, conv, batch)
     return _sums(family, x, weight, bias, site, conv, batch)
 
@@ -208,7 +212,7 @@ def convolve_kernels(
     """Convolve every row with kernels that are held for every direction, (B, O, *).
 
     Args:
-        x: (B, C, *) contiguous, or the N rows that all members see.
+        x: (B, C, *), or the N rows that all members see.
         kernels: (D, *) of the matrices; any stride between members.
         offsets: (D, O) or None.
         shape: of the weight.
@@ -216,6 +220,13 @@ def convolve_kernels(
         batch: how rows belong to members; not antithetic.
     """
     directions, shared = batch.directions, batch.shared
+    in_place = not needs_grad(x, kernels, offsets)
+    if in_place and has_kernel(x, shape, conv):
+        y = empty_output(x, shape, conv, batch)
+        rows = padded(x, conv).unflatten(0, (-1, 1 if shared else directions))
+        convolve_(y, rows, kernels, shape, offsets, conv)
+        return y.flatten(0, 1)
+    x = x.contiguous()
     rows = x if shared else x.view(batch.repeats, directions, *x.shape[1:])
 
     def parts() -> Iterator[tuple[int, int, Tensor]]:
@@ -233,7 +244,6 @@ def convolve_kernels(
                     yield r, first, part
 
     repeats = x.shape[0] if shared else batch.repeats
-    in_place = not needs_grad(x, kernels, offsets)
     y = _assemble(parts(), repeats, directions, in_place).flatten(0, 1)
     return replicate_rows(y, batch.copies, 1) if batch.copies > 1 else y
 
@@ -254,12 +264,14 @@ def _sums(
     directions, repeats = batch.directions, batch.repeats
     _, sigma = site.state.tensors(x.device)
     scale = sigma.to(x.dtype)
-    rows = x.view(repeats, directions, *x.shape[1:])
     shape = (weight.shape[0], weight[0].numel())
     half = repeats // 2 if batch.antithetic else repeats
-    blocks = [(0, half, scale)] + ([(half, repeats, -scale)] if batch.antithetic else [])
+    blocks = [(slice(0, half), scale)]
+    if batch.antithetic:
+        blocks.append((slice(half, repeats), -scale))
 
-    def parts() -> Iterator[tuple[int, int, Tensor]]:
+    def summed() -> Iterator[tuple[slice, slice, Tensor, Tensor | None]]:
+        """Kernels and biases of some directions, and the repeats that see them."""
         each = per_scratch(x.device, len(blocks) * weight.nbytes)
         for first in range(0, directions, each):
             count = min(each, directions - first)
@@ -268,17 +280,30 @@ def _sums(
             small = None
             if bias is not None and site.bias >= 0:
                 small = family.materialise(site, site.bias, first, count, 1, len(bias), x)[:, 0]
-            for start, stop, signed in blocks:
+            for block, signed in blocks:
                 kernels = torch.addcmul(weight.view(shape), noise, signed)
                 offsets = None
                 if bias is not None:
                     offsets = bias.expand(count, -1)
                     if small is not None:
                         offsets = torch.addcmul(offsets, small, signed)
-                for r, part in _each(conv, rows[start:stop, here], kernels, weight.shape, offsets):
-                    yield start + r, first, part
+                yield block, here, kernels, offsets
 
-    return _assemble(parts(), repeats, directions, not needs_grad(x, weight, bias)).flatten(0, 1)
+    in_place = not needs_grad(x, weight, bias)
+    if in_place and has_kernel(x, weight.shape, conv):
+        y = empty_output(x, weight.shape, conv, batch)
+        rows = padded(x, conv).unflatten(0, (repeats, directions))
+        for block, here, kernels, offsets in summed():
+            convolve_(y[block, here], rows[block, here], kernels, weight.shape, offsets, conv)
+        return y.flatten(0, 1)
+    rows = x.contiguous().view(repeats, directions, *x.shape[1:])
+
+    def parts() -> Iterator[tuple[int, int, Tensor]]:
+        for block, here, kernels, offsets in summed():
+            for r, part in _each(conv, rows[block, here], kernels, weight.shape, offsets):
+                yield block.start + r, here.start, part
+
+    return _assemble(parts(), repeats, directions, in_place).flatten(0, 1)
 
 
 def _products(

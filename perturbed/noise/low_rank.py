@@ -134,6 +134,7 @@ class LowRank(NoiseFamily):
         batch = PopulationBatch.of(x, site.state, copies)
         if site.weight < 0 or sums_are_cheap(x, weight, conv, batch):
             return super().convolve(x, weight, bias, site, conv, copies)
+        x = x.contiguous()
         rows = x if batch.shared else x.view(batch.repeats, batch.directions, *x.shape[1:])
         y = conv(x, weight, bias).contiguous()
 

@@ -146,6 +146,7 @@ class SharedBase(NoiseFamily):
         batch = PopulationBatch.of(x, site.state, copies)
         if site.weight < 0 or sums_are_cheap(x, weight, conv, batch):
             return super().convolve(x, weight, bias, site, conv, copies)
+        x = x.contiguous()
         y = conv(x, weight, bias).contiguous()
         product, factor = self.convolve_bases(x, weight, site, conv, batch)
         product = product.expand(-1, batch.directions, *product.shape[2:])

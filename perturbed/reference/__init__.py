@@ -10,7 +10,8 @@ Functions reach the noise through ``noise.dense_materialise``, so that a test th
 name replaces the noise of every family.
 """
 
-from . import dense, lookup, low_rank, noise, rows, selection, sign_flip, sparse, swarm
+from . import conv, dense, lookup, low_rank, noise, rows, selection, sign_flip, sparse, swarm
+from .conv import conv_members
 from .dense import dense_estimate, dense_linear
 from .lookup import dense_lookup
 from .low_rank import low_rank_linear
@@ -29,6 +30,8 @@ from .swarm import swarm_move, uniforms
 
 __all__ = [
     "box_muller",
+    "conv",
+    "conv_members",
     "dense",
     "dense_estimate",
     "dense_linear",
