@@ -25,6 +25,7 @@ NAME = re.compile(
     r"<code>~?(?P<name>[A-Za-z_.][\w.]*)(?P<call>\(\))?</code>",
     re.DOTALL,
 )
+FILE_NAME = re.compile(r'(<a href="[^"]*">)([\w./-]+\.md)</a>')  # as the text of a link
 _objects: dict[str, str] = {}  # last name of a documented object -> its whole name
 
 
@@ -77,7 +78,10 @@ def on_page_markdown(markdown, page, config, files):
 
 
 def on_page_content(html, page, config, files):
-    """Link names of the package to the reference, where they are in it, and ``docs/x.md`` to x."""
+    """Link names of the package to the reference, where they are in it, and ``docs/x.md`` to x.
+
+    Links that are called by their file, which is right in a checkout, get the title of the page.
+    """
     owner = ""  # the class or function of the reference that the text belongs to
 
     def reference(match):
@@ -97,7 +101,12 @@ def on_page_content(html, page, config, files):
             return shown
         return f'<autoref identifier="{target}" optional>{shown}</autoref>'
 
-    return NAME.sub(reference, html)
+    def title(match):
+        uri = posixpath.join(posixpath.dirname(page.file.src_uri), match[2])
+        target = files.get_file_from_path(posixpath.normpath(uri))
+        return f"{match[1]}{target.page.title if target else match[2]}</a>"
+
+    return FILE_NAME.sub(title, NAME.sub(reference, html))
 
 
 def _page_link(target, page):

@@ -1,4 +1,4 @@
-"""What README and docs tell the reader to type is there: targets, programs, options, files.
+"""What README and docs tell the reader to type is there: targets, programs, options, files, links.
 
 Looked for in code, that is in blocks that are not Python and in `spans`; prose is not read.
 """
@@ -70,6 +70,15 @@ def missing(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_a_page_names_is_there(page):
     assert sorted(set(missing(page))) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_images(page):
+    """Files of a link exist, also outside of docs; the site's build checks anchors, in docs."""
+    text = BLOCK.sub("", page.read_text())
+    for mark, words, target in re.findall(r"(!?)\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)[^)]*\)", text):
+        assert (page.parent / target).exists(), f"{target} is not there"
+        assert not mark or words.strip(), f"the image {target} has no alternative text"
 
 
 def test_a_page_of_mistakes(tmp_path):
