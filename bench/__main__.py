@@ -102,7 +102,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--save",
         type=Path,
         metavar="STEM",
-        help="write STEM.json after every suite, STEM.md and plots at the end",
+        help="write STEM.json and STEM.md after every suite, and plots at the end",
     )
     parser.add_argument(
         "--peers",
@@ -180,12 +180,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         run.roofs = machine.roofs(options.device)
     for name in chosen.suites:
         run_suite(name, options, run, chosen.peers)
+        text = report.markdown(run, sidebyside.tables(run))
         if chosen.save:
             files.write_json(chosen.save.with_name(chosen.save.name + ".json"), run)
-    text = report.markdown(run, sidebyside.tables(run))
+            chosen.save.with_name(chosen.save.name + ".md").write_text(text)
     print(text)
     if chosen.save:
-        chosen.save.with_name(chosen.save.name + ".md").write_text(text)
         plots.write_all(chosen.save, run)
     progress("done" if not run.failed else "done, with failures: see the tables")
     return int(run.failed)

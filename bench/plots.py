@@ -88,6 +88,21 @@ def write_all(stem: Path, run: Run) -> list[Path]:
     return [path(name) for name in jobs]
 
 
+def _times_axis(axis: Any, label: str) -> None:
+    """A logarithmic axis with plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_xscale("log")
+    low, high = axis.get_xlim()
+    subs = (1, 2, 5) if high / low < 200 else (1,)
+    axis.xaxis.set_major_locator(LogLocator(subs=subs, numticks=20))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.tick_params(axis="x", labelsize=8)
+    axis.set_xlabel(label, fontsize=8)
+    _clean(axis)
+
+
 def write_suite(path: Path, results: Sequence[Result], machine: dict[str, str]) -> None:
     """Multiples of the unperturbed forward, a panel for each view and a mark for each case.
 
@@ -102,7 +117,7 @@ def write_suite(path: Path, results: Sequence[Result], machine: dict[str, str]) 
     figure, axes = plt.subplots(
         1,
         len(views),
-        figsize=(max(7, 6.2 * len(views)), 1.6 + 0.2 * most + 0.17 * cases),
+        figsize=(max(7, 6.2 * len(views)), 1.6 + most * (0.13 + 0.07 * cases) + 0.17 * cases),
         squeeze=False,
         layout="constrained",
     )
@@ -111,85 +126,96 @@ def write_suite(path: Path, results: Sequence[Result], machine: dict[str, str]) 
         suite = results[0].suite
         axis.set_ylabel(f"{suite}, {view}", fontsize=10)
         unit = {"distributed": "one process", "zeroth": "one loss"}.get(suite, "Base")
-        axis.set_xlabel(f"times {unit} (median, min to max)", fontsize=8)
+        _times_axis(axis, f"times {unit} (median and quartiles)")
     _save(figure, path, machine)
 
 
 def _panel(axis: Any, members: Sequence[Result]) -> None:
+    """A line for each method; on it the cases one below the other."""
     methods = list(dict.fromkeys(r.method for r in members))
-    for i, case in enumerate(dict.fromkeys(r.case for r in members)):
+    cases = list(dict.fromkeys(r.case for r in members))
+    for i, case in enumerate(cases):
         of_case = [r for r in members if r.case == case]
-        base = [r.median_s / r.times_base for r in of_case]
+        offset = 0.8 * ((i + 0.5) / len(cases) - 0.5)
+        each = [[r.times_base * s / r.median_s for s in _quartiles(r)] for r in of_case]
         axis.errorbar(
             [r.times_base for r in of_case],
-            [methods.index(r.method) for r in of_case],
-            xerr=[
-                [(r.median_s - r.min_s) / b for r, b in zip(of_case, base, strict=True)],
-                [(r.max_s - r.median_s) / b for r, b in zip(of_case, base, strict=True)],
-            ],
+            [methods.index(r.method) + offset for r in of_case],
+            xerr=[[max(0.0, error) for error in side] for side in zip(*each, strict=True)],
             **_style(i),
             linestyle="none",
             elinewidth=0.6,
             label=case,
         )
-    axis.set_xscale("log")
     axis.set_yticks(range(len(methods)), methods, fontsize=8)
-    axis.invert_yaxis()
+    axis.set_ylim(len(methods) - 0.4, -0.6)
     # Above the panel, where no mark can be.
     axis.legend(fontsize=6.5, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=1)
-    _clean(axis)
+
+
+def _quartiles(r: Result) -> tuple[float, float]:
+    """Distances of the quartiles from the median; of the extremes, in files older than those."""
+    if math.isnan(r.low_s):
+        return r.median_s - r.min_s, r.max_s - r.median_s
+    return r.median_s - r.low_s, r.high_s - r.median_s
 
 
 def write_published(path: Path, run: Run) -> None:
-    """Multiples of the unperturbed layer: published, their way here, ours."""
+    """Multiples of the unperturbed layer's forward: published, their way here, ours.
+
+    Base, which is 1, and updates, of which not all were published as multiples, are left out.
+    """
     plt = pyplot()
-    found = {name: sidebyside.matches(t, run.results) for name, t in TABLES.items()}
-    found = {name: ms for name, ms in found.items() if any(m.theirs or m.ours for m in ms)}
-    columns = min(2, len(found))
-    lines = -(-len(found) // columns)
-    names = list(found)
-    most = [
-        max(len({m.line.name for m in found[name]}) for name in names[i * columns :][:columns])
-        * max(len({m.line.label for m in found[name]}) for name in names[i * columns :][:columns])
-        for i in range(lines)
-    ]
-    heights = [1.0 + 0.16 * count for count in most]
-    figure, axes = plt.subplots(
-        lines,
-        columns,
-        figsize=(7.5 * columns, sum(heights)),
-        height_ratios=heights,
-        squeeze=False,
-        layout="constrained",
-    )
-    for axis in axes.flat[len(found) :]:
-        axis.set_visible(False)
-    for axis, (name, members) in zip(axes.flat, found.items(), strict=False):
-        labels = [f"{m.line.label}: {m.line.name}" for m in members]
-        values = (
-            [m.line.times_base for m in members],
-            [m.theirs.times_base if m.theirs else math.nan for m in members],
-            [m.ours.times_base if m.ours else math.nan for m in members],
-        )
-        for (label, marker, shade), numbers in zip(COLUMNS, values, strict=True):
-            axis.plot(
-                numbers,
-                range(len(members)),
-                marker=marker,
-                color="black",
-                markerfacecolor=shade,
-                markersize=5,
-                linestyle="none",
-                label=label,
-            )
-        axis.set_xscale("log")
-        axis.set_yticks(range(len(labels)), labels, fontsize=6.5)
-        axis.invert_yaxis()
-        axis.set_title(TABLES[name].title, fontsize=8, loc="left")
-        axis.set_xlabel("times the unperturbed layer's forward", fontsize=7)
-        _clean(axis)
-    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
+    found = {}
+    for name, table in TABLES.items():
+        members = [m for m in sidebyside.matches(table, run.results) if _shown(m)]
+        if any(m.theirs or m.ours for m in members):
+            found[name] = members
+    columns: list[list[str]] = [[], []] if len(found) > 1 else [[]]
+    for name in found:
+        min(columns, key=lambda names: sum(2 + len(found[n]) for n in names)).append(name)
+    lengths = [[2.0 + len(found[name]) for name in names] for names in columns]
+    height = 0.8 + 0.17 * max(map(sum, lengths))
+    figure = plt.figure(figsize=(7.5 * len(columns), height), layout="constrained")
+    parts = figure.subfigures(1, len(columns), squeeze=False)
+    for part, names, ratios in zip(parts.flat, columns, lengths, strict=True):
+        axes = part.subplots(len(names), 1, height_ratios=ratios, squeeze=False)
+        for axis, name in zip(axes.flat, names, strict=True):
+            _published_panel(axis, TABLES[name].title, found[name])
+    handles = parts.flat[0].axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=3, fontsize=8, frameon=False)
     _save(figure, path, run.machine)
+
+
+def _shown(m: sidebyside.Match) -> bool:
+    results = [r for r in (m.theirs, m.ours) if r is not None and not math.isnan(r.times_base)]
+    if m.line.name == "Base" or m.line.view == "update":
+        return False
+    return bool(results) or not math.isnan(m.line.times_base)
+
+
+def _published_panel(axis: Any, title: str, members: Sequence[sidebyside.Match]) -> None:
+    labels = [f"{m.line.label}: {m.line.name}" for m in members]
+    values = (
+        [m.line.times_base for m in members],
+        [m.theirs.times_base if m.theirs else math.nan for m in members],
+        [m.ours.times_base if m.ours else math.nan for m in members],
+    )
+    for (label, marker, shade), numbers in zip(COLUMNS, values, strict=True):
+        axis.plot(
+            numbers,
+            range(len(members)),
+            marker=marker,
+            color="black",
+            markerfacecolor=shade,
+            markersize=5,
+            linestyle="none",
+            label=label,
+        )
+    axis.set_yticks(range(len(labels)), labels, fontsize=6.5)
+    axis.set_ylim(len(labels) - 0.4, -0.6)
+    axis.set_title(title, fontsize=8, loc="left")
+    _times_axis(axis, "times the unperturbed forward")
 
 
 def write_variance(path: Path, cosines: Sequence[Cosine], machine: dict[str, str]) -> None:
@@ -211,7 +237,7 @@ def write_variance(path: Path, cosines: Sequence[Cosine], machine: dict[str, str
             )
     axes[0].set_xlabel("directions (antithetic pairs)")
     axes[1].set_xlabel("seconds of an estimate")
-    axes[0].set_ylabel("cosine with the true gradient, mean and standard deviation")
+    axes[0].set_ylabel("cosine with the true gradient, mean and std")
     for axis in axes:
         axis.set_xscale("log")
         _clean(axis)
