@@ -168,7 +168,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         progress=progress,
     )
     if chosen.device.type == "cuda":
-        torch.cuda.set_device(chosen.device)
+        if chosen.device.index is not None:
+            torch.cuda.set_device(chosen.device)
         machine.set_tf32(chosen.tf32)
     paths = "save", "peers"  # of this machine; results are made to be committed
     settings = {k: str(v) for k, v in vars(chosen).items() if k not in paths}

@@ -8,12 +8,14 @@ forward    new noise and the perturbed forward
 update     the estimate of all parameters
 optimizer  centred ranks and Adam, the same for all families
 
+On a GPU, a row has its step in a CUDA graph (perturbed.GraphedStep).
 bench/plain.py has three programs in plain torch; bench/peers.py EvoX and EvoTorch, where they are
 installed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 
@@ -24,7 +26,7 @@ from bench import ours, peers, plain
 from bench.common import Options, Result, Row, assert_close, rtol
 from bench.plain import LR
 from bench.timing import measure
-from perturbed import NES
+from perturbed import NES, GraphedStep, LowRank
 from perturbed.noise import NoiseFamily
 from perturbed.optim.shaping import centered_rank
 
@@ -48,7 +50,9 @@ class Trainer(ours.Population):
         super().__init__(net, noise, task.directions, task.x, task.weights)
         self.task = task
         # One pass over each parameter, where a loop of torch operations costs more than the rest.
-        self.adam = torch.optim.Adam(self.net.parameters(), LR, fused=True)
+        # Capturable: fit for CUDA graphs, with its count of steps on the GPU.
+        on_gpu = task.x.is_cuda
+        self.adam = torch.optim.Adam(self.net.parameters(), LR, fused=True, capturable=on_gpu)
         self.nes = NES(self.model, self.adam)
 
     def step(self) -> None:
@@ -69,6 +73,27 @@ class Trainer(ours.Population):
                 raise AssertionError(
                     f"{self.noise!r}: Adam moved by {moved.min()} to {moved.max()}"
                 )
+
+
+class GraphedTrainer(Trainer):
+    """The same, its step replayed from a CUDA graph; an ordinary step on a CPU."""
+
+    def __init__(self, net: nn.Module, noise: NoiseFamily, task: plain.Task) -> None:
+        super().__init__(net, noise, task)
+        self.graphed = GraphedStep(self.nes, lambda: self.task.loss(self.model(self.x)), warmup=1)
+
+    def step(self) -> None:
+        self.graphed()
+
+    def check(self) -> None:
+        super().check()  # an ordinary step
+        self.step()  # recorded here
+        if self.x.is_cuda and self.graphed.captures != 1:
+            raise AssertionError(f"GraphedStep: {self.graphed.captures} graphs recorded, not 1")
+        before = [p.clone() for p in self.net.parameters()]
+        self.step()
+        if all(torch.equal(p, old) for p, old in zip(self.net.parameters(), before, strict=True)):
+            raise AssertionError("GraphedStep: a replay changed no parameter")
 
 
 @torch.no_grad()
@@ -107,4 +132,7 @@ def _own_rows(
         trainer = Trainer(net, families[0], task)
         return [base, Row("centred ranks, Adam", trainer.optimizer, trainer.check, 0)]
     rows = [base, *(Trainer(net, noise, task).row(view) for noise in families)]
+    if view == "step" and task.x.is_cuda:
+        graphed = GraphedTrainer(net, LowRank(1), task).row(view)
+        rows.append(dataclasses.replace(graphed, name=f"{graphed.name}, GraphedStep"))
     return rows + (plain.rows(view, net, task) if view in ("step", "forward") else [])

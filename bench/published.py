@@ -242,8 +242,8 @@ TABLES = {
         "NESgpu's paper: linear layers, 8192 rows",
         "Amand, NESgpu, draft of a paper in the repository (2021); RTX 2070, float16, median of "
         "100.",
-        "float32 here. Their way is timed for independent noise alone, with --full, since drawing "
-        "it takes minutes on a CPU.",
+        "float32 here. Their way is timed for independent noise alone, on a CPU with --full, since "
+        "drawing it takes minutes there.",
         tuple(_paper("nesgpu", PAPER_LINEAR_SHAPES, PAPER_LINEAR_BASE, PAPER_LINEAR)),
     ),
     "paperconv": Table(

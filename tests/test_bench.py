@@ -250,6 +250,16 @@ def test_network_times_a_step_and_its_parts():
 
 
 @torch.no_grad()
+def test_the_row_with_a_graph_is_checked():
+    task = plain.Task.random(16, 12, 10, torch.device("cpu"))
+    trainer = network.GraphedTrainer(network.mlp((12, 10), task.x.device), LowRank(1), task)
+    trainer.check()
+    trainer.graphed = lambda: None
+    with pytest.raises(AssertionError, match="Adam moved by 0"):
+        trainer.check()
+
+
+@torch.no_grad()
 def test_torchs_own_training_step_is_ours():
     """Its noise in place of ours, the same ranks and the same Adam: the same parameters."""
     net = network.mlp((12, 14, 10), torch.device("cpu"))
