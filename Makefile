@@ -64,7 +64,7 @@ $(EXTENSION): $(ENVIRONMENT) setup.py $(CSRC) $(FORCE)
 
 DEMOS := demo $(addprefix demo-,conv control distributed hybrid lm minimize pso rl swarm zeroth)
 .PHONY: FORCE help build install $(DEMOS) \
-  test test-all test-cuda check-cuda check-link check-wheel bench bench-docs gpu lint format docs docs-serve clean
+  test test-all test-cuda check-cuda check-link check-sanitizers check-wheel bench bench-docs gpu lint format docs docs-serve clean
 FORCE:
 
 help: ## this list
@@ -130,6 +130,9 @@ test-cuda: $(EXTENSION) ## the CUDA tests alone, on a machine with a GPU
 
 check-cuda: $(ENVIRONMENT) ## compile every .cu for sm_80, sm_90, sm_120; needs no GPU
 	PYTHON=$(PY) tests/check_cuda.sh
+
+check-sanitizers: $(ENVIRONMENT) ## tests of the operators under AddressSanitizer and UBSan; takes long
+	PYTHON=$(PY) tests/check_sanitizers.sh $(ARGS)
 
 check-link: ## build, link and test with a CUDA build of torch (TORCH=2.11.0); several GB, no GPU
 	PYTHON=$(PYTHON) tests/check_link.sh
