@@ -30,13 +30,15 @@ _objects: dict[str, str] = {}  # last name of a documented object -> its whole n
 
 
 def on_files(files, config):
-    """Give every example a page with its source, and learn the names of the reference."""
+    """Add a page for every example and the changelog; learn the names of the reference."""
     for path in sorted((DOCS / "examples").glob("*.py")):
         uri = f"examples/{path.name}"
         files.remove(files.get_file_from_path(uri))
         page = File.generated(config, f"examples/{path.stem}.md", content=_example(path))
         page.inclusion = InclusionLevel.NOT_IN_NAV
         files.append(page)
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    files.append(File.generated(config, "changelog.md", content=changes))
     _objects.clear()
     for page in (DOCS / "reference").glob("*.md"):
         for identifier in DIRECTIVE.findall(page.read_text()):
