@@ -157,3 +157,27 @@ def test_tied_embedding_and_output_have_one_noise(name):
     weights = [m.weight for m in member.modules() if getattr(m, "weight", None) is not None]
     assert sum(w.shape == (23, 8) for w in weights) == 2
     assert len({id(w) for w in weights if w.shape == (23, 8)}) == 1
+
+
+@pytest.mark.slow  # imports what transformers generates with
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@torch.no_grad()
+def test_every_row_is_continued_by_its_member(name):
+    """``generate`` as any method of the model, with its cache of keys and values."""
+    _, pm = population(name, LowRank(1))
+    rows = torch.arange(REPEATS * D * 3).view(-1, 3) % 23
+
+    def write(model, prompts):
+        mask = torch.ones_like(prompts)
+        return model.generate(
+            input_ids=prompts,
+            attention_mask=mask,
+            max_new_tokens=4,
+            do_sample=False,
+            pad_token_id=0,
+        )
+
+    together = write(pm, rows)
+    for _, _, member, own in members(pm):
+        assert torch.equal(together[own], write(member, rows[own]))
+    assert not torch.equal(together, write(pm.model, rows))
