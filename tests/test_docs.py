@@ -108,3 +108,10 @@ def test_the_comparison_names_tests_that_exist_and_one_for_every_yes():
         missing = [path for path in paths if not path.with_suffix(".py").is_file()]
         assert not missing, capability
         assert paths or not ours.startswith("**yes**") or capability == "PyTorch"
+
+
+def test_readme_fits_on_two_screens():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 120
+    tables = ("|", "`bench/results/")  # and what bench.docs writes above them
+    assert max(len(line) for line in lines if not line.startswith(tables)) <= 120
