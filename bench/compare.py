@@ -158,11 +158,24 @@ def markdown(found: Comparison, everything: bool = False) -> str:
             for change in ordered
         ]
         parts.append(report.table(["row", "A", "B", "B / A", ""], rows))
+    common = {change.key[0] for change in found.changes}
     for name, keys in zip("AB", found.only, strict=True):
-        lines = [f"- {' / '.join(key)}{f': {why}' if why else ''}" for key, why in keys.items()]
-        if lines:
-            parts.append(f"Only in {name} ({len(lines)} rows):\n\n" + "\n".join(lines))
+        if keys:
+            lines = _only_lines(keys, common)
+            parts.append(f"Only in {name} ({len(keys)} rows):\n\n" + "\n".join(lines))
     return "\n\n".join(parts)
+
+
+def _only_lines(keys: dict[tuple[str, ...], str], common: set[str]) -> list[str]:
+    """A line for each row of a suite that both runs have, and for each other suite."""
+    others: dict[str, int] = {}
+    lines = []
+    for key, why in keys.items():
+        if key[0] in common:
+            lines.append(f"- {' / '.join(key)}{f': {why}' if why else ''}")
+        else:
+            others[key[0]] = others.get(key[0], 0) + 1
+    return lines + [f"- suite {suite}, {count} rows" for suite, count in others.items()]
 
 
 def main(argv: Sequence[str]) -> int:

@@ -69,10 +69,13 @@ def test_machines_that_differ_are_compared_by_multiples_of_the_base():
 
 def test_rows_of_one_run_are_listed_with_the_reason():
     gone = row("x", float("nan"), reason="needs 9 GB")
-    found = compare(Run([row("a", 1.0), row("x", 1.0)], HERE), Run([row("a", 1.0), gone], HERE))
-    assert [key[-1] for key in found.only[0]] == ["x"]
+    more = [row("y", 1.0, suite="rl"), row("z", 1.0, suite="rl")]
+    a = Run([row("a", 1.0), row("x", 1.0), *more], HERE)
+    found = compare(a, Run([row("a", 1.0), gone], HERE))
+    assert [key[-1] for key in found.only[0]] == ["x", "y", "z"]
     assert not found.only[1]
-    assert "Only in A (1 rows):\n\n- linear / step / 8x8 / x: needs 9 GB" in markdown(found)
+    want = "Only in A (3 rows):\n\n- linear / step / 8x8 / x: needs 9 GB\n- suite rl, 2 rows"
+    assert want in markdown(found)
 
 
 def test_runs_without_a_common_suite_are_refused():
