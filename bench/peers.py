@@ -207,7 +207,7 @@ def merge(own: list[Result], others: Sequence[Result]) -> list[Result]:
 
 def interpreter(text: str) -> Path:
     """Argparse type of --peers: a program that exists."""
-    path = Path(text).expanduser()
+    path = Path(text).expanduser().absolute()
     if not path.is_file():
         raise argparse.ArgumentTypeError(f"must be a Python interpreter, got {text!r}")
     return path

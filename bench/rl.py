@@ -63,12 +63,12 @@ def cases(options: Options) -> list[Case]:
 
 def run(options: Options, chosen: list[Case] | None = None) -> tuple[list[Result], list[str]]:
     results: list[Result] = []
-    notes = list(NOTES)
     missing = [name for name in ("gymnasium", "mujoco") if importlib.util.find_spec(name) is None]
     for case in cases(options) if chosen is None else chosen:
         if missing and case.task != "CartPole-v1":
-            note = f"rl: {case.task} is left out; not installed: {', '.join(missing)}."
-            notes += [note] if note not in notes else []
+            reason = f'{" and ".join(missing)} not installed: pip install "perturbed[rl]"'
+            rows = [Row.missing(name, reason) for name in ("Base", "pm", "Naive")]
+            results += measure("rl", "window", str(case), rows, options.device, options.seconds)
             continue
         options.progress(f"rl, {case}")
         problem = Problem(case, options.device)
@@ -82,7 +82,7 @@ def run(options: Options, chosen: list[Case] | None = None) -> tuple[list[Result
                 result.policy_share = window.policy_share()
             window.close()
         results += measured
-    return results, notes
+    return results, list(NOTES)
 
 
 class Problem:

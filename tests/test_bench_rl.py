@@ -62,8 +62,11 @@ def test_a_wrong_policy_or_environment_is_noticed(monkeypatch):
         base.check()
 
 
-def test_missing_packages_are_noted(monkeypatch):
+def test_rows_of_missing_packages_say_so(monkeypatch):
     monkeypatch.setattr(rl.importlib.util, "find_spec", lambda name: None)
     results, notes = rl.run(Options(seconds=0.0), TINY)
     assert {r.method for r in results} == {"Base", "pm", "Naive"}
-    assert notes[-1] == "rl: Swimmer-v5 is left out; not installed: gymnasium, mujoco."
+    reasons = {r.case: r.reason for r in results if not r.timed}
+    assert list(reasons) == ["Swimmer-v5, 4 lanes, 4 members, linear"]
+    assert "gymnasium and mujoco not installed" in next(iter(reasons.values()))
+    assert notes == rl.NOTES
