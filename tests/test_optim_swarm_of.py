@@ -341,6 +341,18 @@ def test_crossover_has_a_chance_and_may_be_a_function():
     assert (swarm.swarm.positions.abs().sum(1) < 1).any()
 
 
+def test_small_moves_show_in_the_mean_of_rows():
+    """Means of rows are of float64: float32 numbers near 1 are 1e-7 apart."""
+    net = perturbed.convert(nn.Linear(2, 1), 2, perturbed.Explicit())
+    pm = perturbed.PerturbedModel(net, 2)
+    swarm = SwarmOfOptimizers(pm, lambda p: SGD(p, 0.1), gradients=SignGrad(1e-3))
+    before = swarm.swarm.positions.clone()
+    rise = torch.tensor([0.0, 0.0, 0.0, 2.0**-23]).repeat_interleave(2)
+    rows = iter([torch.ones(8), torch.ones(8) + rise])  # of four rows of both, one hardly higher
+    swarm.step(lambda: next(rows))
+    assert (swarm.swarm.positions != before).any(1).all()
+
+
 def test_flat_and_infinite_losses_give_no_gradient():
     signs = SignGrad().signs
     before = torch.tensor([1.0, 1.0, 1.0, 1.0, math.nan, math.nan, 1.0])
