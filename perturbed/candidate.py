@@ -145,7 +145,7 @@ def as_matrix(members: Any, size: int) -> Tensor:
                 f"members must be a (P, N) tensor or an iterable of vectors, got "
                 f"{type(members).__name__}"
             )
-        rows = [torch.as_tensor(row) for row in members]
+        rows = [_as_tensor(row) for row in members]
         for i, row in enumerate(rows):
             if row.shape != (size,):
                 raise ValueError(
@@ -153,7 +153,7 @@ def as_matrix(members: Any, size: int) -> Tensor:
                     f"{tuple(row.shape)} as member {i}"
                 )
         members = torch.stack(rows) if rows else torch.empty(0, size)
-    members = torch.as_tensor(members).detach()
+    members = _as_tensor(members).detach()
     if not members.is_floating_point():
         raise TypeError(f"members must be floating-point, got {members.dtype}")
     if members.dim() != 2 or members.shape[1] != size:
@@ -162,6 +162,13 @@ def as_matrix(members: Any, size: int) -> Tensor:
             f"parameters that require grad, got {tuple(members.shape)}"
         )
     return members
+
+
+def _as_tensor(numbers: Any) -> Tensor:
+    try:
+        return torch.as_tensor(numbers)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"members must hold numbers: {error}") from None
 
 
 def _number(value: Any) -> float:

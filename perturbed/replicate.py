@@ -59,7 +59,7 @@ class Replicated(Tensor):
                 f"{tuple(source.shape)}"
             )
         for name, count in (("copies", copies), ("directions", directions)):
-            if isinstance(count, bool) or not hasattr(count, "__index__"):
+            if isinstance(count, bool) or not isinstance(count, (int, torch.SymInt)):
                 raise TypeError(f"{name} must be an int, got {count!r}")
             if count < 0:
                 raise ValueError(f"{name} must be at least 0, got {count}")

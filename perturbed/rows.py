@@ -84,6 +84,8 @@ class MemberRows:
             raise TypeError(f"x must be a tensor of shape (n, ...), got {type(x).__name__}")
         if x.dim() == 0:
             raise ValueError("x must have shape (n, ...), got a tensor without dimensions")
+        if x.layout != torch.strided:
+            raise TypeError(f"x must be a dense tensor, got one of layout {x.layout}")
         if isinstance(x, Replicated):
             x = x.full()
         if x.requires_grad and torch.is_grad_enabled():
@@ -177,5 +179,7 @@ class MemberRows:
             )
         if values.dim() == 0:
             raise ValueError("values must have one entry per row, got a tensor without dimensions")
+        if values.layout != torch.strided:
+            raise TypeError(f"values must be a dense tensor, got one of layout {values.layout}")
         repeats = self.state.repeats(values.shape[0])
         return 2 if self.state.is_antithetic(repeats) else 1, repeats

@@ -10,6 +10,7 @@ from zoo import D, population
 
 import perturbed
 from perturbed import Dense, EstimateQuality, SignFlip, WorkerPool, optim
+from perturbed.particles import multi_copy, product, randn
 from perturbed.rl import CartPole, ObservationNorm, Rollout
 
 HUGE = 10**400  # beyond the range of a float
@@ -118,6 +119,42 @@ CASES = {
     "path-empty": (lambda: perturbed.save_checkpoint(""), ValueError, "path must be a path"),
     "folder": (lambda: perturbed.Checkpoints(None), TypeError, "folder must be a path"),
     "log": (lambda: perturbed.CSVLog(1), TypeError, "path must be a path, got int"),
+    "members": (
+        lambda: perturbed.evaluate_one_by_one(float, torch.nn.Linear(1, 1), ["ab"]),
+        TypeError,
+        "members must hold numbers",
+    ),
+    "no-closure": (
+        lambda: perturbed.NES(m := model(), torch.optim.SGD(m.parameters(), 0.1)).step(None),
+        TypeError,
+        "closure must be callable, got NoneType",
+    ),
+    "no-function": (
+        lambda: product(torch.nn.Linear(1, 1)).unary(None), TypeError, "function must be callable"
+    ),
+    "like": (lambda: randn(None, 0), TypeError, "like must be an nn.Module or a product"),
+    "frozen": (lambda: product(torch.nn.Linear(1, 1), None, 1), TypeError, "frozen must be True"),
+    "lists": (lambda: multi_copy([1], [torch.ones(1)]), TypeError, "the list must hold tensors"),
+    "steps": (lambda: CartPole(2, max_steps=HUGE), ValueError, "max_steps must be below 2^63"),
+    "decay": (
+        lambda: optim.SPSA([torch.nn.Parameter(torch.ones(1))], magn_decay=2**31),
+        ValueError,
+        "magn_decay must be",
+    ),
+    "opt": (
+        lambda: optim.RandomGrad([torch.nn.Parameter(torch.ones(1))], opt=1),
+        TypeError,
+        "opt must be a torch.optim.Optimizer, got int",
+    ),
+    "model": (
+        lambda: optim.SwarmOfOptimizers(None, torch.optim.SGD), TypeError, "model must be a"
+    ),
+    "sparse-rows": (
+        lambda: model().replicate(torch.eye(6).to_sparse()), TypeError, "x must be a dense tensor"
+    ),
+    "sparse-values": (
+        lambda: model().member_mean(torch.eye(D).to_sparse()), TypeError, "must be a dense tensor"
+    ),
     "show": (lambda: perturbed.Progress([None]), TypeError, "show must be a list of names"),
 }  # fmt: skip
 

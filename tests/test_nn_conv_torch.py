@@ -386,3 +386,11 @@ def test_one_size_in_a_tuple_serves_all_axes_as_in_torch(kind):
 def test_kernels_without_taps_are_left_to_torch(family):
     layer = PerturbedConv2d(6, 5, 0, D, noise=FAMILIES[family])
     assert layer.weight.shape == nn.Conv2d(6, 5, 0).weight.shape == (5, 6, 0, 0)
+
+
+def test_a_transposed_convolution_of_no_output_is_refused():
+    layer = PerturbedConvTranspose2d(6, 5, 2, D, padding=2)
+    pm = PerturbedModel(layer, D)
+    pm.set_noise()
+    with pytest.raises(ValueError, match=r"larger than its padding takes away, got spatial size"):
+        pm(torch.ones(2 * D, 6, 3, 3))

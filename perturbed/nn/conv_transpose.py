@@ -70,6 +70,13 @@ class PerturbedTransposedConvolution(PerturbedConvolution):
             rows, output_size, stride, padding, self.kernel_size, self.dims, dilation
         )
         conv = Convolution(stride, padding, dilation, self.groups, True, self._each(extra))
+        sizes = zip(rows.shape[2:], stride, padding, self.kernel_size, dilation, extra, strict=True)
+        if any((n - 1) * s - 2 * p + d * (k - 1) + e < 0 for n, s, p, k, d, e in sizes):
+            raise ValueError(
+                f"input must be larger than its padding takes away, got spatial size "
+                f"{tuple(rows.shape[2:])} with padding {padding} for kernel_size "
+                f"{self.kernel_size} and stride {stride}"
+            )
         self.noise.allocate(self.weight, self.site)
         x, weight, bias = for_autocast(rows, self.weight, self.bias)
         if x.numel() == 0:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +60,9 @@ class PerturbedLayerNorm(VectorLayer, nn.LayerNorm):
         dtype: torch.dtype | None = None,
     ) -> None:
         """Initialise as nn.LayerNorm does."""
-        sizes = normalized_shape if isinstance(normalized_shape, int) else list(normalized_shape)
+        sizes: Any = normalized_shape
+        if not isinstance(sizes, numbers.Integral):  # NumPy's are, too
+            sizes = list(sizes)
         super().__init__(sizes, eps, elementwise_affine, bias, device, dtype)
         self.init_noise(directions, noise)
 
@@ -113,7 +117,9 @@ class PerturbedRMSNorm(VectorLayer, nn.RMSNorm):
         dtype: torch.dtype | None = None,
     ) -> None:
         """Initialise as nn.RMSNorm does."""
-        sizes = normalized_shape if isinstance(normalized_shape, int) else list(normalized_shape)
+        sizes: Any = normalized_shape
+        if not isinstance(sizes, numbers.Integral):  # NumPy's are, too
+            sizes = list(sizes)
         super().__init__(sizes, eps, elementwise_affine, device, dtype)
         self.init_noise(directions, noise)
 

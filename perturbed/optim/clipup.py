@@ -118,7 +118,7 @@ class ClipUp(torch.optim.Optimizer):
             if not state:
                 state["velocity"] = torch.zeros_like(p, memory_format=torch.preserve_format)
             velocities.append(state["velocity"])
-        lr = group["lr"]
+        lr = float(group["lr"])
         limit = 2 * lr if group["max_speed"] is None else group["max_speed"]
         length = _norm(gradients)
         length = torch.where(length > 0, length, 1.0)

@@ -149,6 +149,8 @@ class Evaluation(Share):
         Raises:
             ValueError: the closure draws other noise.
         """
+        if not callable(closure):
+            raise TypeError(f"closure must be callable, got {type(closure).__name__}")
         draw = None if self.pm.state.absolute else self.pm.get_extra_state()
         try:
             values = closure()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -432,7 +432,8 @@ class SwarmOfOptimizers(Optimizer):
 
 def _as_module(parameters: Any) -> nn.Module:
     """Return Parameters as a module that holds the very same."""
-    held = [] if isinstance(parameters, Tensor) else list(parameters)
+    several = isinstance(parameters, Iterable) and not isinstance(parameters, Tensor)
+    held = list(parameters) if several else []
     if not held or not all(isinstance(p, nn.Parameter) for p in held):
         raise TypeError(
             "model must be a PerturbedModel, an nn.Module or a list of nn.Parameters, got "

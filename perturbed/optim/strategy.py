@@ -245,12 +245,12 @@ def perturbed_parameters(pm: PerturbedModel) -> list[nn.Parameter]:
     return [parameter for parameter, _ in pm._perturbed().values()]
 
 
-def check_optimizer(optimizer: object, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+def check_optimizer(
+    optimizer: object, parameters: Sequence[nn.Parameter], name: str = "optimizer"
+) -> torch.optim.Optimizer:
     """Return ``optimizer`` if it is one of torch that holds some of ``parameters``."""
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(
-            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
-        )
+        raise TypeError(f"{name} must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not any(id(p) in held for p in parameters):
         raise ValueError(

@@ -68,6 +68,8 @@ def rand(like: nn.Module | Product, seed: int, draw: int = 0) -> Product:
 
 @detached
 def _drawn(like: nn.Module | Product, seed: int, draw: int, numbers: Numbers) -> Product:
+    if not isinstance(like, (Product, nn.Module)):
+        raise TypeError(f"like must be an nn.Module or a product, got {type(like).__name__}")
     p = like if isinstance(like, Product) else product(like)
     if seed is None:
         raise TypeError("seed must be an int, got None")

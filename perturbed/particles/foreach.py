@@ -62,6 +62,9 @@ def operand(name: str, tensors: Sequence[Tensor], other: Operand) -> Any:
     if getattr(other, "ndim", 1) == 0:  # a NumPy scalar in an array
         return _python(other.item())  # type: ignore[attr-defined]
     items = list(other)
+    for i, t in enumerate(tensors):
+        if not isinstance(t, Tensor):
+            raise TypeError(f"the list must hold tensors, got {type(t).__name__} at index {i}")
     _check_length(name, tensors, items)
     if all(isinstance(o, Tensor) for o in items):
         for i, (t, o) in enumerate(zip(tensors, items, strict=True)):
@@ -100,6 +103,9 @@ def tensors_like(
     if isinstance(other, (Tensor, Number, str)) or not isinstance(other, Iterable):
         raise TypeError(f"{name} must be a sequence of tensors, got {type(other).__name__}")
     items = list(other)
+    for i, t in enumerate(tensors):
+        if not isinstance(t, Tensor):
+            raise TypeError(f"the list must hold tensors, got {type(t).__name__} at index {i}")
     _check_length(name, tensors, items)
     for i, (t, o) in enumerate(zip(tensors, items, strict=True)):
         if not isinstance(o, Tensor):

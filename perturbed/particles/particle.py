@@ -357,6 +357,8 @@ class Product:
         return self
 
     def _apply(self, function: Callable, *values: list[Tensor]) -> Product:
+        if not callable(function):
+            raise TypeError(f"function must be callable, got {type(function).__name__}")
         results = []
         for name, *tensors in zip(self.names, *values, strict=True):
             result = function(*[t.detach() for t in tensors], name)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ..checks import check_flag
+
 Predicate = Callable[[str], bool]
 
 
@@ -107,6 +109,7 @@ def choose(where: Predicate | None, frozen: bool) -> Callable[[str, nn.Parameter
     """Return the choice that the arguments of ``product`` describe."""
     if where is not None and not callable(where):
         raise TypeError(f"where must be a function of a name, got {type(where).__name__}")
+    check_flag("frozen", frozen)
     if where is None:
         return lambda name, parameter: frozen or parameter.requires_grad
     return lambda name, parameter: (frozen or parameter.requires_grad) and bool(where(name))

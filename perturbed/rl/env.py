@@ -82,6 +82,8 @@ class BatchEnv(abc.ABC):
         self.observation_size = as_count("observation_size", observation_size)
         self.action_size = as_count("action_size", action_size)
         self.max_steps = as_count("max_steps", max_steps)
+        if self.max_steps >= 2**63:
+            raise ValueError(f"max_steps must be below 2^63, got {self.max_steps}")
         self.discrete = check_flag("discrete", discrete)
         self.device = torch.device(device)
         self.action_low = self.action_high = None

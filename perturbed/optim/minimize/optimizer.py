@@ -126,7 +126,8 @@ class Minimize(torch.optim.Optimizer):
         self._method = find_method("method", method)
         self._local = find_local(self._method, local, given(constraints))
         self.constraints = constraints
-        if self._local is None and local_options:
+        none = local_options is None or (isinstance(local_options, Mapping) and not local_options)
+        if self._local is None and not none:
             raise ValueError("local_options are of local searches, and there are none")
         self.tol = tol if tol is None else check_number("tol", tol)
         if callback is not None and not callable(callback):

@@ -55,7 +55,11 @@ class GradientSearch(PopulationSearch):
         self._estimate: Point | None = None  # of the step under way
         super().__init__(params, defaults, seed, count, chunk, max_memory)
         if opt is not None:
-            self.opt = check_optimizer(opt, [p for _, p in self._trained()])  # type: ignore[misc]
+            self.opt = check_optimizer(
+                opt,
+                [p for _, p in self._trained()],  # type: ignore[misc]
+                "opt",
+            )
 
     def _check_group(self, group: dict[str, Any]) -> None:
         check_options(group, "lr", "sampler")

@@ -56,7 +56,7 @@ class SPSA(GradientSearch):
         opt: a torch optimizer of the same parameters, which steps along the estimate.
         accumulate: add to what is in ``.grad`` instead of replacing it.
         lr_decay: exponent of a.
-        magn_decay: exponent of c.
+        magn_decay: exponent of c, at most 10.
         stability: Spall's A.
         seed: of the random numbers.
         chunk: directions of a forward of the PerturbedModel, at most: the closure is then called
@@ -108,7 +108,7 @@ class SPSA(GradientSearch):
         if grad and opt is not None:
             raise ValueError("grad leaves the step to the caller: give grad or opt, not both")
         self.lr_decay = check_number("lr_decay", lr_decay)
-        self.magn_decay = check_number("magn_decay", magn_decay)
+        self.magn_decay = check_number("magn_decay", magn_decay, high=10.0)
         self.stability = check_number("stability", stability)
         count = 1 if n is None else as_count("n", n)
         usual = "rademacher" if formula == "spsa" else "normal"
