@@ -112,6 +112,7 @@ def zeros(*shape, dtype=torch.int64):
         ("directions", 0, "directions must be positive, got 0"),
         ("rows", -1, "rows and cols must not be negative, got -1 and 21"),
         ("rows", 2**31, "more than 2^32 noise blocks"),
+        ("rows", 2**62, "more than 2^32 noise blocks"),  # times 6 blocks a row is few, in 64 bits
         ("dtype", torch.int32, "dtype must be float32, float64, bfloat16 or float16, got Int"),
         *KEY_ERRORS,
         *[error for error in word_errors("stream")],

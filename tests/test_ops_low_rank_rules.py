@@ -78,6 +78,7 @@ ERRORS = [
     ("rank", 0, "rank must be positive, got 0"),
     ("rank", -1, "rank must be positive, got -1"),
     ("rank", 2**32, "has more than 2^32 noise blocks"),
+    ("rank", 2**62, "has more than 2^32 noise blocks"),  # times the columns is nothing, in 64 bits
 ]
 PRODUCT_ERRORS = [
     (

@@ -26,8 +26,15 @@ inline void check_stream(const char* op, const char* name, int64_t stream) {
 
 // c1 is one 32-bit word, so a tensor has fewer than 2^32 blocks.
 inline void check_blocks(const char* op, int64_t rows, int64_t cols, bool rademacher) {
-  const int64_t blocks = rademacher ? sign_blocks(rows, cols) : normal_blocks(rows, cols);
-  PT_CHECK(blocks < (int64_t{1} << 32), op, "a tensor of ", rows, " x ", cols,
+  constexpr int64_t kLimit = int64_t{1} << 32;
+  // No tensor is that long, and below it nothing overflows but the product, hence a division.
+  bool fits = rows < int64_t{1} << 62 && cols < int64_t{1} << 62;
+  if (fits) {
+    const int64_t down = rademacher ? ceil_div<int64_t>(rows, kSignBlockRows) : rows;
+    const int64_t across = rademacher ? sign_blocks_per_row(cols) : normal_blocks_per_row(cols);
+    fits = across == 0 || down <= (kLimit - 1) / across;
+  }
+  PT_CHECK(fits, op, "a tensor of rows x cols = ", rows, " x ", cols,
            " elements has more than 2^32 noise blocks");
 }
 

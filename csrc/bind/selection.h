@@ -12,8 +12,8 @@ namespace perturbed {
 inline void check_selection(const char* op, const char* name, int64_t size, int64_t first,
                             int64_t count, bool replace) {
   constexpr int64_t kLimit = (int64_t{1} << 32) - 1;
-  PT_CHECK(size >= 0 && size < kLimit, op, "selections are made from 0 to 2^32 - 2 elements, got ",
-           size);
+  PT_CHECK(size >= 0 && size < kLimit, op,
+           "size: selections are made from 0 to 2^32 - 2 elements, got ", size);
   PT_CHECK(first >= 0, op, "first must not be negative, got ", first);
   PT_CHECK(count >= 0, op, name, " must not be negative, got ", count);
   if (replace) {

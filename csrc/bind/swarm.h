@@ -26,7 +26,7 @@ decltype(auto) dispatch_wide(ScalarType dtype, const char* op, const char* name,
 }
 
 inline void check_word_blocks(const char* op, int64_t cols) {
-  PT_CHECK(word_blocks_per_row(cols) < (int64_t{1} << 32), op, cols,
+  PT_CHECK(cols <= ((int64_t{1} << 32) - 1) * kWordBlockCols, op, "cols: ", cols,
            " columns have more than 2^32 noise blocks");
 }
 
