@@ -15,6 +15,7 @@ OPS = torch.ops.perturbed
 R, D, T, OUT, IN = 2, 3, 2, 5, 6
 EDGE = 64  # elements on both sides of a tensor that is written
 MARK = 12345.0
+SIDES = ("height", "width")
 
 
 def guarded(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -84,13 +85,25 @@ _VALUES: dict[str, Callable[[], Any]] = {
     "lower": lambda: -torch.ones(1),
     "upper": lambda: torch.ones(1),
     "bounds": lambda: 1,
+    "kernels": lambda: torch.ones(D, OUT, IN, 2, 2),
+    "bias": lambda: torch.ones(D, OUT),
+    **{f"{what}_{axis}": lambda: 1 for what in ("stride", "dilation") for axis in SIDES},
+}
+# Where a name means another shape.
+_OWN: dict[str, dict[str, Callable[[], Any]]] = {
+    "conv_members_": {
+        "y": lambda: guarded(R, D, OUT, 3, 4),
+        "x": lambda: torch.ones(R, D, IN, 4, 5),
+    },
 }
 
 
 def arguments_of(op: str) -> dict[str, Any]:
     """Fresh arguments that the operator takes."""
     return {
-        name: stream(1 + i) if name.endswith("stream") else _VALUES[name]()
+        name: stream(1 + i)
+        if name.endswith("stream")
+        else (_OWN.get(op, {}).get(name) or _VALUES[name])()
         for i, name in enumerate(names_of(op))
     }
 
@@ -237,6 +250,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 FROM_TORCH = (
     "Could not run", "allocate", "memory", "overflow", "not differentiable",
     "Storage size calculation", "no fake impl", "invalid dtype", "would overflow",
-    "API call failed", "Not yet supported ScalarType", "no tensor arguments", "Expected a value",
+    "strides and dilations", "API call failed",
+    "Not yet supported ScalarType", "no tensor arguments", "Expected a value",
     "a view of a leaf", "a leaf Variable", "is not supported", "unsupported operation",
 )  # fmt: skip

@@ -211,6 +211,16 @@ def test_registration():
         ("bias", torch.zeros(3, 5).double(), "bias must have dtype Float, got Double"),
         ("stride_width", 0, "strides and dilations must be positive, got 1, 0 and 1, 1"),
         ("dilation_height", -1, "strides and dilations must be positive, got 1, 1 and -1, 1"),
+        (
+            "stride_width",
+            2**62,
+            "strides and dilations must be below 2^31, got 1, 4611686018427387",
+        ),
+        (
+            "dilation_height",
+            2**31,
+            "strides and dilations must be below 2^31, got 1, 1 and 2147483",
+        ),
         ("dilation_height", 2, "y must be as small as what fits in x"),
     ],
 )

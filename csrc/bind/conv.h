@@ -48,6 +48,12 @@ inline ConvSizes check_conv_members(const char* op, const Tensor& y, const Tenso
   PT_CHECK(stride_height > 0 && stride_width > 0 && dilation_height > 0 && dilation_width > 0, op,
            "strides and dilations must be positive, got ", stride_height, ", ", stride_width,
            " and ", dilation_height, ", ", dilation_width);
+  // So that no product with a size overflows.
+  constexpr int64_t kLimit = int64_t{1} << 31;
+  PT_CHECK(stride_height < kLimit && stride_width < kLimit && dilation_height < kLimit &&
+               dilation_width < kLimit,
+           op, "strides and dilations must be below 2^31, got ", stride_height, ", ", stride_width,
+           " and ", dilation_height, ", ", dilation_width);
   ConvSizes s;
   s.repeats = y.size(0);
   s.directions = y.size(1);
