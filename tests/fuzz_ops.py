@@ -224,6 +224,10 @@ def run(op: str, wrong: Wrong) -> str:
     guards = {n: arguments[n] for n in written(op) if n not in wrong}
     try:
         getattr(OPS, op).default(*arguments.values())
+    except IndexError:
+        if "meta" in wrong.values():
+            return "refused"  # by a fake kernel, which looks at shapes that nobody has checked
+        raise
     except (ValueError, TypeError, RuntimeError) as error:
         text = str(error)
         for name in guards:

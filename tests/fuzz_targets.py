@@ -319,7 +319,14 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "ThresholdAccepting": {},
     "GridSearch": {"domain": (0, 1), "step": 0.5},
     "SequentialSearch": {"domain": (0, 1), "lr": 0.5},
+    "AcceleratedRandomSearch": {"domain": (0, 1)},
 }
+# Others need no more than parameters.
+for name in optim.__all__:
+    kind = getattr(optim, name)
+    if isinstance(kind, type) and issubclass(kind, optim.ScalarOptimizer):
+        if kind is not optim.ScalarOptimizer:
+            SEARCHES.setdefault(name, {})
 
 
 def search(name: str, arguments: dict[str, Any]) -> None:
@@ -348,6 +355,7 @@ def with_gradient(optimizer: Any) -> None:
     optimizer.step()
 
 
+call("Restoration", optim.Restoration)
 call("ClipUp", perturbed.ClipUp, with_gradient, params=parameters)
 
 
