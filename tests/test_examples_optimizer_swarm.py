@@ -56,3 +56,16 @@ def test_it_prints_a_table_and_a_plot(example, tmp_path, capsys):
     assert set(last) == {"swarm", "single", "nes"}
     assert "60 losses of a minibatch of 32 each" in text
     assert (tmp_path / "optimizer_swarm.png").stat().st_size > 5000
+
+
+def test_both_ways_do_the_same_and_are_timed(example, capsys):
+    """In both layouts of memory, with the same losses."""
+    losses = []
+    for together in (False, True):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            torch.manual_seed(1)
+            losses.append(float(example.swarm_step(3, together, layout)()))
+    assert max(losses) - min(losses) < 1e-5
+    example.compare([1], repeats=1)
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.count("ms") for line in printed] == [0, 1, 1, 1, 1]

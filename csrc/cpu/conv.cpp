@@ -89,7 +89,12 @@ void store_panel(const ConvSizes& s, const CpuKernels& k, const Panel& at, const
                  int64_t channels, float* y) {
   if (s.channels_last) {
     for (int64_t p = 0; p < at.count; ++p) {
-      std::memcpy(y + at.out[p], panel + p * kConvChannels, channels * sizeof(float));
+      const float* from = panel + p * kConvChannels;
+      int64_t o = 0;  // whole steps are copies of constant size, which need no call
+      for (; o + kConvStep <= channels; o += kConvStep) {
+        std::memcpy(y + at.out[p] + o, from + o, kConvStep * sizeof(float));
+      }
+      std::memcpy(y + at.out[p] + o, from + o, (channels - o) * sizeof(float));
     }
     return;
   }

@@ -18,6 +18,10 @@ shared; "single" is RandomGrad of random_grad_mnist.py, on other minibatches.
 
     make demo-swarm ARGS="--steps 1000 --only nes --seeds 3"
     make demo-swarm ARGS="--steps 2000"
+
+What a step of the swarm costs in one forward, and one member after the other, with so many images:
+
+    OMP_NUM_THREADS=1 python docs/examples/optimizer_swarm.py --compare 1 8 32
 """
 
 from __future__ import annotations
@@ -99,6 +103,47 @@ def nes(digits: Digits, magn: float, seed: int) -> tuple[nn.Module, Callable[[in
 CONTESTANTS = {"swarm": swarm, "single": single, "nes": nes}
 
 
+# ---- what one forward saves --------------------------------------------------------------------
+
+
+def swarm_step(images: int, together: bool, layout: torch.memory_format) -> Callable[[], object]:
+    """A step of a swarm on random images, all members in one forward or one after the other."""
+    net: nn.Module = make_network(0).to(memory_format=layout)
+    if together:
+        net = perturbed.PerturbedModel(
+            perturbed.convert(net, MEMBERS, perturbed.Explicit()), MEMBERS
+        )
+    members = SwarmOfOptimizers(net, adamw, MEMBERS, gradients=SignGrad(1e-3))
+    x, y = torch.rand(images, 1, 28, 28), torch.zeros(images, dtype=torch.int64)
+    if isinstance(net, perturbed.PerturbedModel):
+        x, y = net.replicate(x), net.replicate(y).full()
+    reduction = "none" if together else "mean"
+    return lambda: members.step(lambda: F.cross_entropy(net(x), y, reduction=reduction))
+
+
+def compare(counts: list[int], repeats: int = 15) -> None:
+    """Print processor milliseconds of a step, medians of steps that take turns."""
+    ways = {
+        "one by one": (False, torch.contiguous_format),
+        "one by one, channels last": (False, torch.channels_last),
+        "one forward": (True, torch.contiguous_format),
+        "one forward, channels last": (True, torch.channels_last),
+    }
+    print(f"{'images':27}" + "".join(f"{n:>9}" for n in counts))
+    columns = []
+    for images in counts:
+        steps = [swarm_step(images, *way) for way in ways.values()]
+        taken: list[list[float]] = [[] for _ in steps]
+        for _ in range(repeats):
+            for step, times in zip(steps, taken, strict=True):
+                start = time.process_time()
+                step()
+                times.append(1e3 * (time.process_time() - start))
+        columns.append([statistics.median(times) for times in taken])
+    for name, row in zip(ways, zip(*columns, strict=True), strict=True):
+        print(f"{name:27}" + "".join(f"{ms:>6.1f} ms" for ms in row))
+
+
 # ---- runs --------------------------------------------------------------------------------------
 
 
@@ -152,7 +197,11 @@ def main(arguments: list[str] | None = None) -> dict[str, list[float]]:
     parser.add_argument("--seeds", type=positive(int), default=1, help="runs of each (1)")
     parser.add_argument("--only", choices=CONTESTANTS, default=None, help="one contestant")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder (runs)")
+    parser.add_argument("--compare", type=positive(int), nargs="+", help="times only: images")
     options = parser.parse_args(arguments)
+    if options.compare:
+        compare([int(count) for count in options.compare])
+        return {}
     steps = int(options.steps)
     digits = load_digits()
     curves: dict[str, list[list[tuple[int, float]]]] = {}
