@@ -121,7 +121,9 @@ class Measured:
             ("noise held", step, lambda r: report.size(r.noise_bytes)),
         ]
         names = ("Base", "LowRank(1)", "Dense('rademacher')", "Dense('normal')")
-        methods = self._methods("network", "centred ranks, Adam")
+        # In benchmarks.md, with all views.
+        few = ("torch vmap", "torch loop", "EvoX VirtualLoRA, rank 4")
+        methods = self._methods("network", "centred ranks, Adam", *few)
         shown = [m for m in methods if m in names or "(" not in m]
         return self._pivot("", shown, columns)
 
