@@ -56,6 +56,9 @@ CASES = {
     "losses-sparse": (
         lambda: optim.nes_utilities(torch.ones(2).to_sparse()), TypeError, "must be a dense tensor"
     ),
+    "values-meta": (
+        lambda: optim.group_zscore(torch.ones(1, 2, 2, device="meta")), TypeError, "device meta"
+    ),
     "values-none": (lambda: optim.group_zscore(None), TypeError, "values must be a tensor"),
     "ring-of-none": (lambda: optim.ring(0), ValueError, "particles must be at least 1, got 0"),
     "reach": (lambda: optim.ring(3, reach=-1), ValueError, "reach must be at least 0, got -1"),

@@ -352,6 +352,8 @@ def to_numbers(values: Any, device: torch.device | None = None) -> Tensor:
         ) from None
     if values.is_complex():
         raise TypeError(f"values must be real numbers, got {values.dtype}")
+    if values.is_meta:
+        raise TypeError("values must be numbers, got a tensor on the device meta, which has none")
     # Wide enough to average without overflow, and for counts to stay exact.
     if not values.is_floating_point():
         values = values.to(torch.float64)
