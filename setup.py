@@ -79,8 +79,9 @@ if cuda:
 debug = os.environ.get("DEBUG") == "1"
 optimise = ["-O0", "-g"] if debug else ["-O3"]
 # -ffp-contract=off: the noise is the same bits on every compiler; kernels spell out their fma.
-# -fmacro-prefix-map: errors name csrc/..., wherever that was on the machine that compiled it.
-here = f"-fmacro-prefix-map={HERE}/="
+# Errors name csrc/... and torch/include/..., wherever they were on the machine that compiled it.
+packages = os.path.dirname(os.path.dirname(torch.__file__))
+relative = [f"-fmacro-prefix-map={folder}/=" for folder in (HERE, packages)]
 cxx_flags = [
     *optimise,
     "-ffp-contract=off",
@@ -88,10 +89,11 @@ cxx_flags = [
     "-fvisibility=hidden",
     "-Wall",
     "-Wno-unknown-pragmas",
-    here,
+    *relative,
     STABLE_TARGET,
 ]
-nvcc_flags = ["-O3", "-DUSE_CUDA", "--expt-relaxed-constexpr", "-Xcompiler", here, STABLE_TARGET]
+nvcc_flags = ["-O3", "-DUSE_CUDA", "--expt-relaxed-constexpr", STABLE_TARGET]
+nvcc_flags += [flag for folder in relative for flag in ("-Xcompiler", folder)]
 sources = glob.glob("csrc/*.cpp") + glob.glob("csrc/cpu/*.cpp")
 if cuda:
     archs = os.environ.get("TORCH_CUDA_ARCH_LIST", "")  # empty: those of the visible GPUs
