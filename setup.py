@@ -108,7 +108,8 @@ setup(
             include_dirs=[os.path.join(HERE, "csrc"), pybind11.get_include()],
             extra_compile_args={"cxx": cxx_flags, "nvcc": nvcc_flags},
             # Python's own flags have -g: 15 MB, with the paths of the machine that compiled it.
-            extra_link_args=[] if debug else ["-Wl,--strip-debug"],
+            # A build with CFLAGS of its own, as that with sanitizers, keeps it.
+            extra_link_args=[] if debug or "CFLAGS" in os.environ else ["-Wl,--strip-debug"],
         )
     ],
     cmdclass={"build_ext": BuildExtension.with_options(use_ninja=True)},
