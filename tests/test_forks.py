@@ -73,11 +73,11 @@ def forward(pm, x):
     return pm(x).detach().numpy()
 
 
-def train(make_state, steps):
-    """Digest of a NES run that began with a pickled model and a state."""
-    pm = pickle.loads(make_state[0])
+def train(half, steps):
+    """Digest of a NES run that goes on from a pickled model and state."""
+    pm, state = pickle.loads(half)
     nes = perturbed.NES(pm, torch.optim.Adam(pm.model.parameters(), 0.05))
-    nes.load_state_dict(make_state[1])
+    nes.load_state_dict(state)
     x = torch.linspace(-1, 1, 64 * 4).view(4, 64)
     for _ in range(steps):
         nes.step(lambda: pm(pm.replicate(x)).square().mean(1))
@@ -124,7 +124,7 @@ def test_training_goes_on_elsewhere(method):
     nes = perturbed.NES(pm, torch.optim.Adam(pm.model.parameters(), 0.05))
     x = torch.linspace(-1, 1, 64 * 4).view(4, 64)
     nes.step(lambda: pm(pm.replicate(x)).square().mean(1))
-    half = pickle.dumps(pm), copy.deepcopy(nes.state_dict())
+    half = pickle.dumps((pm, nes.state_dict()))
     assert in_process(method, train, half, 3) == train(half, 3)
 
 
