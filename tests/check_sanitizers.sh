@@ -6,7 +6,7 @@
 #   tests/check_sanitizers.sh [TESTS]  PYTHON=...  the interpreter that has torch (default .venv, python3)
 #
 # Builds into build/sanitizers and leaves the extension of the working tree alone. Needs gcc. Takes
-# 20 minutes of two cores the first time, most of it to compile.
+# long: all kernels are compiled anew, and some thousand tests run once for each instruction set.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
