@@ -20,8 +20,8 @@ from torch import Tensor, nn
 import perturbed
 from perturbed.testing import assert_bitwise_equal
 
-# What families say of a weight that they do not fit.
-MISFITS = ("permutation", "sparsity", "rank must be at most")
+# What families say of a weight that they do not fit, and variants of an option.
+MISFITS = ("permutation", "sparsity", "rank must be at most", "remember no bests")
 TOLERANCE = 1e-11  # of float64 sums of numbers of about 1
 
 each_layer = pytest.mark.parametrize("layers", LAYERS.values(), ids=LAYERS)
