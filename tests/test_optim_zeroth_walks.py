@@ -345,7 +345,7 @@ def test_finite_differences_find_the_valley(kind):
         (lambda p: RandomWalk(p, move_opposite=1), TypeError, "move_opposite must be True"),
         (lambda p: RandomWalk(p, L2=-1), ValueError, "L2 must be finite"),
         (lambda p: RandomGrad(p, magn=0), ValueError, "magn must be finite and greater than 0"),
-        (lambda p: RandomGrad(p, opt=3), TypeError, "optimizer must be a torch.optim.Optimizer"),
+        (lambda p: RandomGrad(p, opt=3), TypeError, "opt must be a torch.optim.Optimizer"),
         (lambda p: RandomBestGrad(p, bestof=0), ValueError, "bestof must be at least 1, got 0"),
         (lambda p: SPSA(p, n=0), ValueError, "n must be at least 1, got 0"),
         (lambda p: SPSA(p, formula="RDSA"), ValueError, "formula must be one of .*got 'RDSA'"),
