@@ -87,6 +87,7 @@ def test_tables_show_the_suite(run):
     assert row.count("%") == 2
 
 
+@pytest.mark.slow
 def test_a_failure_ends_all_processes():
     few = dataclasses.replace(TINY[0], directions=1)
     with pytest.raises(

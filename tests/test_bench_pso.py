@@ -63,6 +63,7 @@ def test_a_wrong_update_is_not_timed(kind, monkeypatch):
             pso.make_row("update", kind, swarm).check()
 
 
+@pytest.mark.slow
 def test_peak_memory_of_a_process_of_its_own():
     name = pso.Case("51 parameters", 20)
     nothing, ours = (pso.peak_bytes(name, row, CPU) for row in ("", "PSO"))

@@ -31,6 +31,7 @@ def weights(run):
     return torch.nn.utils.parameters_to_vector(run.net.parameters())
 
 
+@pytest.mark.slow
 def test_the_swimmer_learns_in_six_generations(examples, tmp_path, capsys):
     """Not the task, 325, which takes 9 to 18 generations; two seeds, as one alone may be slow."""
     options = ["--episodes", "96", "--seconds", "300", "--threads", "1", "--out", str(tmp_path)]
