@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import perturbed
+import perturbed.__main__
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,10 +42,13 @@ def test_import_without_the_extension_tells_the_fix(tmp_path):
     assert "make build" in message
 
 
-def test_environment_report():
-    done = python("-m", "perturbed")
-    assert done.returncode == 0, done.stderr
-    facts = dict(re.split(r"  +", line, maxsplit=1) for line in done.stdout.splitlines())
+def facts_of(report: str) -> dict[str, str]:
+    return dict(re.split(r"  +", line, maxsplit=1) for line in report.splitlines())
+
+
+def test_environment_report(capsys):
+    perturbed.__main__.main()
+    facts = facts_of(capsys.readouterr().out)
     build = perturbed._C.build_info()
     assert facts["perturbed"].startswith(f"{perturbed.__version__}, noise contract")
     assert facts["torch"] == torch.__version__
@@ -55,10 +59,17 @@ def test_environment_report():
     assert build["compiler"] in facts["compiler"]
 
 
-def test_forced_cpu_kernels_show_in_the_report():
-    for name in perturbed._C.cpu_capabilities():
-        done = python("-m", "perturbed", PERTURBED_CPU=name)
-        assert f"  {name}; PERTURBED_CPU" in done.stdout, done.stderr
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == "portable" else pytest.mark.slow)
+        for name in perturbed._C.cpu_capabilities()
+    ],
+)
+def test_forced_cpu_kernels_show_in_the_report_of_the_command(name):
+    done = python("-m", "perturbed", PERTURBED_CPU=name)
+    assert done.returncode == 0, done.stderr
+    assert facts_of(done.stdout)["cpu kernels"].startswith(f"{name}; PERTURBED_CPU")
 
 
 def test_unknown_cpu_kernels_are_an_error():
@@ -90,17 +101,27 @@ def test_one_stable_target_everywhere():
         assert target in (ROOT / file).read_text(), file
 
 
-@pytest.mark.skipif(torch.version.cuda is not None, reason="this torch is a CUDA build")
-def test_cuda_asked_for_and_missing_is_an_error():
-    done = python("setup.py", "--version", PERTURBED_CUDA="1")
-    assert done.returncode != 0
-    assert f"PERTURBED_CUDA=1, but torch {torch.__version__} is a CPU build" in done.stderr
+# One process asks for all wishes: most of its time is the import of torch.
+WISHES = """
+import os, runpy, sys
+sys.argv = ["setup.py", "--version"]
+for wish in "1", "maybe":
+    os.environ["PERTURBED_CUDA"] = wish
+    try:
+        runpy.run_path("setup.py")
+    except SystemExit as error:
+        print(wish, error.code, sep=": ")
+"""
 
 
-def test_unknown_wish_for_cuda_is_an_error():
-    done = python("setup.py", "--version", PERTURBED_CUDA="maybe")
-    assert done.returncode != 0
-    assert "PERTURBED_CUDA must be 0 or 1, got 'maybe'" in done.stderr
+def test_wishes_for_cuda_that_are_errors():
+    done = python("-c", WISHES)
+    assert "maybe: perturbed: PERTURBED_CUDA must be 0 or 1, got 'maybe'" in done.stdout, (
+        done.stderr
+    )
+    if torch.version.cuda is None:
+        refused = f"1: perturbed: PERTURBED_CUDA=1, but torch {torch.__version__} is a CPU build"
+        assert refused in done.stdout
 
 
 def test_build_without_torch_tells_the_fix(tmp_path):
