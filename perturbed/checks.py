@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 
 def check_flag(name: str, value: object) -> bool:
@@ -41,3 +45,74 @@ def check_path(name: str, value: object) -> Path:
     if str(value) == "":
         raise ValueError(f"{name} must be a path, got an empty text")
     return path
+
+
+# ---- saved states --------------------------------------------------------------------------------
+
+
+def check_like(name: str, value: object, own: object) -> None:
+    """Raise unless a saved value is of the kind of the one that it is to replace.
+
+    Args:
+        name: of the value, for messages.
+        value: from a state.
+        own: what is here: a count (at least 0), another number, a text, a flag, a tensor (the same
+            shape), a dictionary (of at least these entries), a list (of anything). None, what is
+            not known yet: a number, or None.
+
+    Raises:
+        TypeError: another kind.
+        ValueError: a count that is negative, a number that 64 bits do not hold, a tensor of another
+            shape, sparse or without data, an entry that is missing.
+    """
+    if isinstance(own, dict):
+        check_entries(name, value, own)
+        assert isinstance(value, Mapping)
+        for key, item in own.items():
+            check_like(f"{name}[{key!r}]", value[key], item)
+    elif isinstance(own, Tensor):
+        check_tensor(name, value, own)
+    elif isinstance(own, (bool, str, list)):
+        if type(value) is not type(own):
+            raise TypeError(f"{name} must be a {type(own).__name__}, got {type(value).__name__}")
+    elif own is None or isinstance(own, (int, float)):
+        if own is None and value is None:
+            return
+        kinds = (int,) if isinstance(own, int) else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            kind = "an int" if isinstance(own, int) else "a number"
+            raise TypeError(f"{name} must be {kind}, got {type(value).__name__}")
+        if (
+            isinstance(value, int)
+            and not (0 if isinstance(own, int) else -(2**63)) <= value < 2**63
+        ):
+            raise ValueError(f"{name} must be at least 0 and fit in 64 bits, got {value}")
+
+
+def check_tensor(name: str, value: object, own: Tensor) -> None:
+    """Raise unless a saved tensor can be copied into ``own``."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.layout != torch.strided or value.is_meta or value.is_complex():
+        raise ValueError(
+            f"{name} must be a dense real tensor with data, got {value.layout} {value.dtype} on "
+            f"{value.device}"
+        )
+    if value.shape != own.shape:
+        raise ValueError(f"{name} must have shape {tuple(own.shape)}, got {tuple(value.shape)}")
+
+
+@contextlib.contextmanager
+def undone_by(undo: Callable[[], None]) -> Iterator[None]:
+    """Load other objects' states: ``undo`` is called if one refuses.
+
+    Raises:
+        ValueError: in place of what else objects raise for a state that does not fit.
+    """
+    try:
+        yield
+    except BaseException as error:
+        undo()
+        if not isinstance(error, Exception) or isinstance(error, (TypeError, ValueError)):
+            raise
+        raise ValueError(f"state does not fit: {type(error).__name__}: {error}") from error

@@ -394,7 +394,7 @@ def test_a_state_of_another_run_is_refused_and_changes_nothing():
     state = pso.state_dict()
     for other, message in [
         (make(variant="inertia")[0], "must be of the variant Inertia, got 'Constriction'"),
-        (make(particles=6)[0], r"positions must have shape \(6, 21\), as here, got \(8, 21\)"),
+        (make(particles=6)[0], r"positions must have shape \(6, 21\), got \(8, 21\)"),
     ]:
         before = values_of(other)
         with pytest.raises(ValueError, match=message):

@@ -90,10 +90,7 @@ class NoiseState:
     def move(self, seed: int, generation: int, sigma: float) -> None:
         """Go to any draw; noise held of another one is dropped."""
         with self.turn.taken():
-            seed, sigma = as_seed(seed), check_sigma(sigma)
-            generation = as_int("generation", generation)
-            if not -1 <= generation < 2**63:
-                raise ValueError(f"generation must be between -1 and 2^63 - 1, got {generation}")
+            seed, generation, sigma = check_draw(seed, generation, sigma)
             if (seed, generation) != (self.seed, self.generation):
                 self.held.clear()
             before, sigma_before = self._key(), self.sigma
@@ -284,6 +281,15 @@ def check_sigma(sigma: float) -> float:
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"sigma must be finite and at least 0, got {value}")
     return value
+
+
+def check_draw(seed: int, generation: int, sigma: float) -> tuple[int, int, float]:
+    """Return what names a draw, if there is such a one."""
+    seed, sigma = as_seed(seed), check_sigma(sigma)
+    generation = as_int("generation", generation)
+    if not -1 <= generation < 2**63:
+        raise ValueError(f"generation must be between -1 and 2^63 - 1, got {generation}")
+    return seed, generation, sigma
 
 
 def check_seed(seed: int | None) -> int:

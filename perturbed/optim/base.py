@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import _C
-from ..checks import check_flag
+from ..checks import check_flag, check_like, undone_by
 from ..description import describe, outline
 from ..model import PerturbedModel
-from ..noise.state import as_seed
+from ..noise.state import check_draw
 from .share import Share
 
 
@@ -79,7 +79,7 @@ class PopulationOptimizer(ABC):
 
     @abstractmethod
     def _load_state(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`_state`; the entries are all there."""
+        """Restore :meth:`_state`, or raise and change nothing; the entries are all there."""
 
     def _snapshot(self) -> Any:
         """Return what :meth:`_restore` needs to undo a draw."""
@@ -252,7 +252,8 @@ class PopulationOptimizer(ABC):
 
         Raises:
             TypeError: no dictionary.
-            ValueError: entries missing or unknown, or those of another kind of run.
+            ValueError: entries missing or unknown, or those of another kind of run. Then nothing
+                has changed.
         """
         name = type(self).__name__
         if not isinstance(state, dict):
@@ -271,10 +272,15 @@ class PopulationOptimizer(ABC):
             missing = set(own.get(part, ())) - set(state.get(part, ()))
             if missing:
                 raise ValueError(f"state[{part!r}] must have the entries {sorted(missing)}")
+        for part in ("stats", "asked"):
+            check_like(f"state[{part!r}]", state[part], own[part])
         if "noise" in own:
-            as_seed(state["noise"]["seed"])
-        self._load_state(state)
-        self.evaluation.load_memory_state(state["memory"])
+            noise = state["noise"]
+            check_draw(noise["seed"], noise["generation"], noise.get("sigma", 0.0))
+        learnt = self.evaluation.memory_state()
+        with undone_by(lambda: self.evaluation.load_memory_state(learnt)):
+            self.evaluation.load_memory_state(state["memory"])
+            self._load_state(state)
         self._agreed = False
         self._asked = bool(state["asked"])
         stats = state["stats"]

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
+from ..checks import check_like
 from ..memory import PeakMemory
 
 # Directions of the first forward: few, to learn what one takes.
@@ -117,6 +118,7 @@ class Budget:
 
     def load(self, state: dict[str, int]) -> None:
         """Go on from :meth:`state`; what was learnt under another limit does not count."""
+        check_like("state['memory']", state, self.state())
         if state["limit"] != self.limit:
             return
         self.chunk, self._most = (min(state[k], self.count) for k in ("chunk", "most"))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_flag
+from ..checks import check_flag, check_like
 from .base import check_number
 from .composite import (
     Closure,
@@ -169,11 +169,17 @@ class UpdateToGrad(CompositeOptimizer):
         self.progress = {"lr": []}  # what a state must have
         try:
             super().load_state_dict(state_dict)
-            factors = per_member("lr", self.progress["lr"], len(self.param_groups))
+            factors = self.progress["lr"]
         finally:
             self.progress = {}
         for group, factor in zip(self.param_groups, factors, strict=True):
             group["lr"] = factor
+
+    def _check_progress(self, progress: dict[str, Any]) -> None:
+        super()._check_progress(progress)
+        for factor in per_member("lr", progress["lr"], len(self.param_groups)):
+            if not isinstance(factor, Tensor):
+                check_like("progress['lr']", factor, 1.0)
 
 
 class GradChain(CompositeOptimizer):

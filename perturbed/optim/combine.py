@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ..noise.state import as_int, check_seed
+from ..checks import check_like
+from ..noise.state import as_int, as_seed, check_seed
 from .base import check_number
 from .composite import (
     Closure,
@@ -129,6 +130,14 @@ class AlternatingOpt(_Runner):
             self.progress = {"member": (i + 1) % len(self.optimizers), "done": 0}
         return loss
 
+    def _check_progress(self, progress: dict[str, Any]) -> None:
+        super()._check_progress(progress)
+        if progress["member"] >= len(self.optimizers):
+            raise ValueError(
+                f"progress['member'] must be below {len(self.optimizers)}, the number of "
+                f"optimizers, got {progress['member']}"
+            )
+
 
 class RandomOpt(_Runner):
     """Step one optimizer, drawn anew each time.
@@ -198,6 +207,10 @@ class RandomOpt(_Runner):
             before, self.seed = {"draws": self.progress["draws"]}, self.progress["seed"]
         finally:
             self.progress = before
+
+    def _check_progress(self, progress: dict[str, Any]) -> None:
+        check_like("progress['draws']", progress["draws"], 0)
+        as_seed(progress["seed"], "progress['seed']")
 
 
 class OptimizerAverage(_Runner):

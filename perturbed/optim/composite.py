@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_like, undone_by
 from .zeroth.base import ScalarOptimizer, own_attributes
 from .zeroth.closure import check_closure, to_loss
 
@@ -145,7 +146,7 @@ class CompositeOptimizer(Optimizer):
 
         Raises:
             TypeError: no dictionary.
-            ValueError: a state of other members.
+            ValueError: a state of other members. Then nothing has changed.
         """
         name = type(self).__name__
         if not isinstance(state_dict, dict):
@@ -163,17 +164,22 @@ class CompositeOptimizer(Optimizer):
                 f"state_dict must be of {len(self.optimizers)} optimizers with progress "
                 f"{sorted(self.progress)}, got {len(states)} with {sorted(progress)}"
             )
+        self._check_progress(progress)
         before = [copy.deepcopy(optimizer.state_dict()) for optimizer in self.optimizers]
         try:
-            for optimizer, state in zip(self.optimizers, states, strict=True):
-                optimizer.load_state_dict(state)
-        except BaseException:
-            for optimizer, state in zip(self.optimizers, before, strict=True):
-                optimizer.load_state_dict(state)
-            raise
+            with undone_by(lambda: self._load_members(before)):
+                self._load_members(states)
         finally:
             self._share_groups()
         self.progress = copy.deepcopy(progress)
+
+    def _load_members(self, states: Sequence[Any]) -> None:
+        for optimizer, state in zip(self.optimizers, states, strict=True):
+            optimizer.load_state_dict(state)
+
+    def _check_progress(self, progress: dict[str, Any]) -> None:
+        """Raise unless saved numbers, whose entries are those of here, can be gone on from."""
+        check_like("progress", progress, self.progress)
 
     def __getstate__(self) -> dict[str, Any]:
         """Take along the members, which torch's own would leave out."""

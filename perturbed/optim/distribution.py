@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import abstractmethod
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _ops
-from ..checks import check_flag
+from ..checks import check_flag, check_tensor, undone_by
 from ..model import PerturbedModel
 from ..noise.base import OPTIMIZER_ID, STREAM_WEIGHT, per_scratch, stream_word
 from ..noise.state import NoiseState
@@ -223,10 +224,10 @@ class SeparableSearch(PopulationOptimizer):
 
     def _load_state(self, state: dict[str, Any]) -> None:
         std = state["std"]
-        if not isinstance(std, Tensor) or std.shape != self.std.shape:
-            got = tuple(std.shape) if isinstance(std, Tensor) else type(std).__name__
-            raise ValueError(f"state['std'] must have shape {tuple(self.std.shape)}, got {got}")
-        self.optimizer.load_state_dict(state["optimizer"])
+        check_tensor("state['std']", std, self.std)
+        held = copy.deepcopy(self.optimizer.state_dict())
+        with undone_by(lambda: self.optimizer.load_state_dict(held)):
+            self.optimizer.load_state_dict(state["optimizer"])
         self.std = std.detach().to(self.std, copy=True)
         noise = state["noise"]
         self._noise.move(noise["seed"], noise["generation"], self._noise.sigma)

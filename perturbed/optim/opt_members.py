@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_like
 from .base import check_number, member_values, to_numbers
 from .composite import CompositeOptimizer, Optimizer, checked, uses_gradients
 from .swarm import Swarm
@@ -362,6 +363,13 @@ class OneByOne(Members):
         """See :class:`Members`."""
         if set(state) != {"optimizers", "buffers"}:
             raise ValueError(f"state_dict must be of members one by one, got {sorted(state)}")
+        check_like("buffers", state["buffers"], self.buffers)
+        if len(state["buffers"]) != len(self.buffers):
+            raise ValueError(
+                f"buffers must be of {len(self.buffers)} members, got {len(state['buffers'])}"
+            )
+        for i, (buffers, own) in enumerate(zip(state["buffers"], self.buffers, strict=True)):
+            check_like(f"buffers[{i}]", buffers, own)
         for optimizer, own in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(own)
         self.buffers = state["buffers"]

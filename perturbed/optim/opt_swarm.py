@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _C, _ops
+from ..checks import check_entries, check_like, check_tensor, undone_by
 from ..model import PerturbedModel
 from ..noise.base import OPTIMIZER_ID, STREAM_TRIALS, stream_word
 from ..noise.state import as_int, as_seed, check_seed
@@ -401,24 +402,18 @@ class SwarmOfOptimizers(Optimizer):
                 f"{type(state_dict).__name__}"
             )
         names = {"positions", "inner", "progress", "seed"}
+        check_entries("state_dict", state_dict, names)
         if set(state_dict) != names or set(state_dict["progress"]) != set(self.progress):
             raise ValueError(
                 f"state_dict must have the entries {sorted(names)} of a SwarmOfOptimizers, got "
                 f"{sorted(state_dict)}"
             )
-        shape = tuple(self.swarm.positions.shape)
-        if tuple(state_dict["positions"].shape) != shape:
-            raise ValueError(
-                f"state_dict must be of positions of shape {shape}, got "
-                f"{tuple(state_dict['positions'].shape)}"
-            )
+        check_tensor("state_dict['positions']", state_dict["positions"], self.swarm.positions)
+        self._check_progress(state_dict["progress"])
         seed = as_seed(state_dict["seed"])
         held = self.inner.snapshot()
-        try:
+        with undone_by(lambda: self.inner.restore(held)):
             self.inner.load(copy.deepcopy(state_dict["inner"]))
-        except BaseException:
-            self.inner.restore(held)
-            raise
         self.swarm.positions.copy_(state_dict["positions"])
         self.progress = copy.deepcopy(state_dict["progress"])
         for name in ("drift", "best_point"):
@@ -428,6 +423,24 @@ class SwarmOfOptimizers(Optimizer):
         self.param_groups = self.inner.groups()
         self._aggregate()
         self.swarm.publish()
+
+    def _check_progress(self, progress: dict[str, Any]) -> None:
+        """Raise unless saved progress, whose entries are those of here, can be gone on from."""
+        count, start = self.swarm.particles, self._start()
+        for name, own in start.items():
+            place, value = f"progress[{name!r}]", progress[name]
+            if name in ("best_point", "drift"):
+                if value is not None:
+                    check_tensor(place, value, self.swarm.positions[0])
+                continue
+            check_like(place, value, own)
+            if isinstance(own, list):
+                if len(value) != count:
+                    raise ValueError(f"{place} must have {count} entries, got {len(value)}")
+                for item in value:
+                    check_like(place, item, own[0])
+        if progress["leader"] >= count:
+            raise ValueError(f"progress['leader'] must be below {count}, got {progress['leader']}")
 
 
 def _as_module(parameters: Any) -> nn.Module:

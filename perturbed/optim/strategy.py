@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from ..checks import undone_by
 from ..distributed import Processes
 from ..model import PerturbedModel
 from ..noise.state import as_count
@@ -231,13 +232,18 @@ class EvolutionStrategy(PopulationOptimizer):
 
     def _load_state(self, state: dict[str, Any]) -> None:
         check_estimate(state["estimate"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        held = copy.deepcopy(self.optimizer.state_dict()), self._normalizer_state()
+        with undone_by(lambda: self._load_objects(*held)):
+            self._load_objects(state["optimizer"], state.get("normalizer"))
         self.pm.set_extra_state(state["noise"])
         self.evaluation.estimate = state["estimate"]
+        if self._held is not None:
+            self._held.hold(state["asked"])
+
+    def _load_objects(self, optimizer: Any, normalizer: Any) -> None:
+        self.optimizer.load_state_dict(optimizer)
         if self.normalizer is not None:
-            self.normalizer.load_state_dict(state["normalizer"])
-            if self._held is not None:
-                self._held.hold(bool(state["asked"]))
+            self.normalizer.load_state_dict(normalizer)
 
 
 def perturbed_parameters(pm: PerturbedModel) -> list[nn.Parameter]:

@@ -252,10 +252,14 @@ class ObservationNorm(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Take any number of parts that are set aside."""
-        for name in _PARTS:
-            saved, own = state_dict.get(f"{prefix}pending_{name}"), getattr(self, "pending_" + name)
-            if isinstance(saved, Tensor) and saved.shape[1:] == own.shape[1:] and saved.dim() > 0:
-                setattr(self, "pending_" + name, own.new_zeros(saved.shape))
+        saved = [state_dict.get(f"{prefix}pending_{name}") for name in _PARTS]
+        shapes = [part.shape for part in saved if isinstance(part, Tensor) and part.numel()]
+        tails = [part.shape[1:] for part in self._pending()]
+        # Else they are of another norm, or damaged, and torch says so.
+        if [shape[1:] for shape in shapes] == tails and len({shape[:1] for shape in shapes}) == 1:
+            self._set_pending(
+                own.new_zeros(shape) for own, shape in zip(self._pending(), shapes, strict=True)
+            )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _check(self, observations: Tensor) -> None:

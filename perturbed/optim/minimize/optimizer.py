@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ... import _C
+from ...checks import check_like
 from ...model import PerturbedModel
-from ...noise.state import as_int, as_seed, check_seed
+from ...noise.state import as_seed, check_seed
 from ..base import check_number
 from ..zeroth.closure import Closure, check_closure
 from .bounds import bound_vectors, check_names
@@ -324,9 +325,10 @@ class Minimize(torch.optim.Optimizer):
         missing = [name for name in NUMBERS if name not in state_dict]
         if missing:
             raise ValueError(f"state_dict must have the entries {list(NUMBERS)}, {missing} missing")
-        steps = as_int("steps", state_dict["steps"])
-        evaluations = as_int("evaluations", state_dict["evaluations"])
-        best_loss, seed = float(state_dict["best_loss"]), as_seed(state_dict["seed"])
+        for name in ("steps", "evaluations", "best_loss"):
+            check_like(name, state_dict[name], getattr(self, name))
+        steps, evaluations = state_dict["steps"], state_dict["evaluations"]
+        best_loss, seed = state_dict["best_loss"], as_seed(state_dict["seed"])
         super().load_state_dict(state_dict)
         self.steps, self.evaluations = steps, evaluations
         self.best_loss, self.seed = best_loss, seed

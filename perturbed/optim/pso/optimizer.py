@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import _C, _ops
-from ...checks import check_flag
+from ...checks import check_flag, check_tensor
 from ...model import PerturbedModel
 from ...noise.base import OPTIMIZER_ID, STREAM_SWARM_JIGGLE, stream_word
 from ...noise.state import as_seed, check_seed
@@ -389,16 +389,14 @@ class PSO(PopulationOptimizer):
         pairs = []
         for part, mine in (("swarm", self._tensors()), ("extra", self.flight.extra)):
             theirs = state[part]
+            if not isinstance(theirs, dict):
+                raise TypeError(f"state[{part!r}] must be a dict, got {type(theirs).__name__}")
             if set(theirs) != set(mine):
                 raise ValueError(
                     f"state[{part!r}] must have the entries {sorted(mine)}, got {sorted(theirs)}"
                 )
             for name, tensor in mine.items():
-                if theirs[name].shape != tensor.shape:
-                    raise ValueError(
-                        f"{name} must have shape {tuple(tensor.shape)}, as here, got "
-                        f"{tuple(theirs[name].shape)}"
-                    )
+                check_tensor(name, theirs[name], tensor)
                 pairs.append((tensor, theirs[name]))
         for tensor, other in pairs:
             tensor.copy_(other)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...checks import check_like, check_tensor, undone_by
 from ...noise.state import as_seed, check_seed
 from .closure import Closure, call, check_closure, to_loss
 from .samplers import CANDIDATES, Source, sample
@@ -356,7 +357,7 @@ class ScalarOptimizer(torch.optim.Optimizer, ABC):
 
         Raises:
             TypeError: no dictionary.
-            ValueError: entries missing or unknown, or of other parameters.
+            ValueError: entries missing or unknown, or of other parameters; nothing has changed.
         """
         name = type(self).__name__
         if not isinstance(state_dict, dict):
@@ -373,18 +374,32 @@ class ScalarOptimizer(torch.optim.Optimizer, ABC):
                 f"{got}{also}"
             )
         shapes = [list(p.shape) for _, p in self._trained()]
-        if progress["trained"] and progress["trained"]["shapes"] != shapes:
-            raise ValueError(
-                f"state_dict must be of parameters of shapes {shapes}, got "
-                f"{progress['trained']['shapes']}"
-            )
+        check_like("progress", progress, expected)
+        saved = progress["trained"].get("shapes", shapes)
+        if saved != shapes:
+            raise ValueError(f"state_dict must be of parameters of shapes {shapes}, got {saved}")
+        self._check_progress(progress)
         as_seed(state_dict["seed"])
         before = self.state_dict()
-        try:
+        with undone_by(lambda: self._load(before)):
             self._load(state_dict)
-        except BaseException:
-            self._load(before)
-            raise
+
+    def _check_progress(self, progress: dict[str, Any]) -> None:
+        """Raise unless what a state remembers, of the right kinds, can be gone on from."""
+        if progress["best"]:
+            self._check_point("progress['best']", progress["best"])
+        if progress["wide"]:  # of parameters that are wide enough themselves, nothing
+            self._check_point("progress['wide']", progress["wide"], optional=True)
+
+    def _check_point(self, name: str, point: object, optional: bool = False) -> None:
+        """Raise unless ``point`` has a tensor, or None if optional, for each parameter."""
+        trained = [p for _, p in self._trained()]
+        if not isinstance(point, list) or len(point) != len(trained):
+            got = len(point) if isinstance(point, list) else type(point).__name__
+            raise ValueError(f"{name} must be a list of {len(trained)} tensors, got {got}")
+        for i, (part, p) in enumerate(zip(point, trained, strict=True)):
+            if part is not None or not optional:
+                check_tensor(f"{name}[{i}]", part, p)
 
     def _load(self, state: dict[str, Any]) -> None:
         self._load_others(state)

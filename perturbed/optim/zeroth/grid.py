@@ -61,6 +61,16 @@ class GridSearch(ScalarOptimizer):
         # How many grids are done, points of this one, and the distances between values in it.
         return {"loss": None, "level": 0, "visited": 0, "spacings": []}
 
+    def _check_progress(self, progress: dict[str, Any]) -> None:
+        super()._check_progress(progress)
+        spacings = progress["spacings"]
+        if progress["visited"] and len(spacings) != len(self.param_groups):
+            raise ValueError(
+                f"progress['spacings'] must be {len(self.param_groups)} numbers, got {spacings}"
+            )
+        for spacing in spacings:
+            check_number("progress['spacings']", spacing)
+
     def _search(self, home: Point, trial: Trial) -> tuple[Point, float]:
         if not self.progress["visited"]:
             half = 0.5 ** self.progress["level"]

@@ -131,6 +131,16 @@ class RandomWalk(PopulationSearch):
     def _start(self) -> dict[str, Any]:
         return {"loss": None, "directions": [], "failures": 0}
 
+    def _check_progress(self, progress: dict[str, Any]) -> None:
+        super()._check_progress(progress)
+        directions = progress["directions"]
+        if directions and len(directions) != self.levels:
+            raise ValueError(
+                f"progress['directions'] must be {self.levels} of them, got {len(directions)}"
+            )
+        for i, direction in enumerate(directions):
+            self._check_point(f"progress['directions'][{i}]", direction)
+
     def _search(self, home: Point, trial: Trial) -> tuple[Point, float]:
         progress = self.progress
         if progress["loss"] is None or self.stochastic:
