@@ -8,6 +8,7 @@ from torch import nn
 import perturbed
 from perturbed import Dense, Explicit, LowRank, PerturbedConv2d, PerturbedModel
 from perturbed.noise import conv_kernel, convolution
+from perturbed.noise.convolution import Convolution, PopulationBatch
 from perturbed.testing import assert_bitwise_equal
 
 CHANNELS = 6, 20
@@ -24,6 +25,7 @@ NOISES = {
     "dense": Dense(),
     "low-rank": LowRank(1),
 }
+PAYS = conv_kernel.pays
 each_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
 
@@ -43,6 +45,12 @@ def drawn(layer, noise):
 def images(rows, channels_last=False):
     x = torch.randn(rows, CHANNELS[0], *SIZE)
     return x.to(memory_format=torch.channels_last) if channels_last else x
+
+
+@pytest.fixture(autouse=True)
+def everywhere(monkeypatch):
+    """The kernel runs wherever it can, not only where it is the faster way."""
+    monkeypatch.setattr(conv_kernel, "pays", lambda *_: True)
 
 
 @pytest.fixture
@@ -103,7 +111,7 @@ def test_gradients_take_the_other_way(noise, calls):
 @pytest.mark.parametrize("rows_last", [False, True])
 @pytest.mark.parametrize("weights_last", [False, True])
 @pytest.mark.parametrize("noise", [*NOISES.values(), Explicit()], ids=[*NOISES, "explicit"])
-def test_layout_of_the_output_is_that_of_torch(noise, rows_last, weights_last):
+def test_layout_of_the_output_is_that_of_torch(noise, rows_last, weights_last, monkeypatch):
     x = images(4 * D, rows_last)
     plain = nn.Conv2d(*CHANNELS, 3)
     layer, pm = population(noise)
@@ -112,6 +120,46 @@ def test_layout_of_the_output_is_that_of_torch(noise, rows_last, weights_last):
         layer.to(memory_format=torch.channels_last)
     for rows in (x, x.clone().requires_grad_()):  # the kernel, and torch
         assert pm(rows).stride() == plain(rows).stride()
+    with torch.no_grad():
+        ours = pm(x)
+        monkeypatch.setattr(conv_kernel, "pays", lambda *_: False)
+        other = pm(x)
+    assert other.stride() == ours.stride()
+    torch.testing.assert_close(other, ours, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "padding", "rows", "planes", "last"),
+    [
+        ((16, 8), 32, 0, 32, False, False),  # too few outputs
+        ((3, 16), 8, 1, 1, True, True),  # inputs that oneDNN has no blocks for
+        ((12, 16), 32, 1, 32, True, True),
+        ((16, 16), 32, 0, 32, True, True),
+        ((64, 64), 10, 0, 1, False, False),  # a large kernel for 64 positions
+        ((64, 64), 10, 0, 8, True, True),
+        ((32, 32), 32, 1, 8, False, True),  # some padding, and much
+        ((32, 32), 8, 1, 8, False, False),
+    ],
+)
+def test_where_it_is_the_faster_way(channels, size, padding, rows, planes, last):
+    shape = torch.Size((channels[1], channels[0], 3, 3))
+    for channels_last, expected in ((False, planes), (True, last)):
+        conv = Convolution((1, 1), (padding, padding), (1, 1), channels_last=channels_last)
+        x = torch.empty(rows * D, channels[0], size, size)
+        assert PAYS(x, shape, conv, PopulationBatch(D, rows, False, 0)) is expected
+        twice = torch.empty(2 * rows * D, channels[0], size, size)  # two kernels, as many rows each
+        assert PAYS(twice, shape, conv, PopulationBatch(D, 2 * rows, True, 0)) is expected
+
+
+@pytest.mark.parametrize("inputs", [1, 3, 16])
+def test_where_it_is_the_faster_way_for_shared_rows(inputs):
+    x = torch.empty(8, inputs, 28, 28)
+    for channels_last in (False, True):
+        conv = Convolution((1, 1), (0, 0), (1, 1), channels_last=channels_last)
+        shape = torch.Size((16, inputs, 3, 3))
+        assert PAYS(x, shape, conv, PopulationBatch(D, 8, False, 1)) is (
+            channels_last or inputs == 1
+        )
 
 
 @torch.no_grad()
@@ -138,9 +186,8 @@ def test_compiled():
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @torch.no_grad()
-def test_every_geometry_in_float32(geometry, monkeypatch):
+def test_every_geometry_in_float32(geometry):
     """Those without a kernel, too; the other tests of all geometries are in float64."""
-    monkeypatch.setattr(conv_kernel, "MIN_CHANNELS", 1)
     kind = GEOMETRIES[geometry]
     _, pm = drawn(kind.make(Explicit(), dtype=torch.float32), Explicit())
     x = kind.inputs(2 * D).float()

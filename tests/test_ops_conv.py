@@ -171,8 +171,12 @@ def test_nothing_to_do(case):
     assert torch.equal(got, expected)
 
 
+@pytest.mark.slow
 def test_registration():
     check_registration("conv_members_", ONE.arguments())
+
+
+def test_inputs_have_no_gradients():
     for name in ("y", "x", "kernels", "bias"):
         check_refuses_gradients("conv_members_", ONE.arguments(), name)
 

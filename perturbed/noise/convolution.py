@@ -221,7 +221,7 @@ def convolve_kernels(
     """
     directions, shared = batch.directions, batch.shared
     in_place = not needs_grad(x, kernels, offsets)
-    if in_place and has_kernel(x, shape, conv):
+    if in_place and has_kernel(x, shape, conv, batch):
         y = empty_output(x, shape, conv, batch)
         rows = padded(x, conv).unflatten(0, (-1, 1 if shared else directions))
         convolve_(y, rows, kernels, shape, offsets, conv)
@@ -290,7 +290,7 @@ def _sums(
                 yield block, here, kernels, offsets
 
     in_place = not needs_grad(x, weight, bias)
-    if in_place and has_kernel(x, weight.shape, conv):
+    if in_place and has_kernel(x, weight.shape, conv, batch):
         y = empty_output(x, weight.shape, conv, batch)
         rows = padded(x, conv).unflatten(0, (repeats, directions))
         for block, here, kernels, offsets in summed():
