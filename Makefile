@@ -64,7 +64,7 @@ $(EXTENSION): $(ENVIRONMENT) setup.py $(CSRC) $(FORCE)
 
 DEMOS := demo $(addprefix demo-,conv control distributed hybrid lm minimize pso rl swarm zeroth)
 .PHONY: FORCE help build install $(DEMOS) \
-  test test-all test-cuda check-cuda check-link check-sanitizers check-wheel bench bench-docs gpu lint format docs docs-serve clean
+  test test-all test-cuda check-cuda check-link check-sanitizers check-races check-wheel bench bench-docs gpu lint format docs docs-serve clean
 FORCE:
 
 help: ## this list
@@ -133,6 +133,9 @@ check-cuda: $(ENVIRONMENT) ## compile every .cu for sm_80, sm_90, sm_120; needs 
 
 check-sanitizers: $(ENVIRONMENT) ## tests of the operators under AddressSanitizer and UBSan; takes long
 	PYTHON=$(PY) tests/check_sanitizers.sh $(ARGS)
+
+check-races: $(ENVIRONMENT) ## tests about threads under ThreadSanitizer
+	PYTHON=$(PY) tests/check_races.sh $(ARGS)
 
 check-link: ## build, link and test with a CUDA build of torch (TORCH=2.11.0); several GB, no GPU
 	PYTHON=$(PYTHON) tests/check_link.sh

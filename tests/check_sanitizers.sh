@@ -3,10 +3,12 @@
 # UndefinedBehaviorSanitizer and with the assertions of libstdc++, once for each instruction set of
 # this processor, and the emulated CUDA kernels under the same two. Ends at the first finding.
 #
-#   tests/check_sanitizers.sh [TESTS]  PYTHON=...  the interpreter that has torch (default .venv, python3)
+#   tests/check_sanitizers.sh [TESTS]  PYTHON=...     the interpreter that has torch (default .venv, python3)
+#                                      SANITIZE_ALL=1  all tests on every instruction set, layers too
 #
-# Builds into build/sanitizers and leaves the extension of the working tree alone. Needs gcc. Takes
-# long: all kernels are compiled anew, and some thousand tests run once for each instruction set.
+# By default the widest instruction set runs the tests of the operators, and the others the small
+# files among them. Builds into build/sanitizers and leaves the extension of the working tree alone.
+# Needs gcc.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -14,8 +16,14 @@ python=${PYTHON:-$([[ -x .venv/bin/python ]] && echo .venv/bin/python || echo py
 python=$(command -v "$python")
 out=$PWD/build/sanitizers
 mkdir -p "$out"
+quick=("$@")
 if [[ $# -eq 0 ]]; then
-  set -- tests/test_ops_*.py tests/test_noise*.py tests/test_nn_linear.py tests/test_nn_conv.py
+  set -- tests/test_ops_*.py
+  quick=(tests/test_ops_{conv,lookup,rows_cpu,sign_flip,swarm}.py tests/test_ops_*_rules.py)
+  if [[ ${SANITIZE_ALL:-} == 1 ]]; then
+    set -- "$@" tests/test_noise*.py tests/test_nn_linear.py tests/test_nn_conv.py
+    quick=("$@")
+  fi
 fi
 
 # Python has no sanitizer: its run-time library comes first by LD_PRELOAD, with the C++ library whose
@@ -43,9 +51,13 @@ sanitized=(env LD_PRELOAD="$preload" ASAN_OPTIONS=detect_leaks=0:allocator_may_r
 "${sanitized[@]}" -c "
 import perturbed
 assert perturbed._C.__file__.startswith('$out/lib'), perturbed._C.__file__"
-for name in $("$python" -c 'import perturbed; print(*perturbed._C.cpu_capabilities())'); do
-  echo "check-sanitizers: $name"
-  PERTURBED_CPU=$name "${sanitized[@]}" -m pytest -q -x -p no:cacheprovider -m "not slow" "$@"
+# From portable to the widest.
+read -ra names < <("${sanitized[@]}" -c 'import perturbed; print(*perturbed._C.cpu_capabilities())')
+for name in "${names[@]}"; do
+  tests=("${quick[@]}")
+  [[ $name == "${names[-1]}" ]] && tests=("$@")
+  echo "check-sanitizers: $name, ${#tests[@]} files"
+  PERTURBED_CPU=$name "${sanitized[@]}" -m pytest -q -x -p no:cacheprovider -m "not slow" "${tests[@]}"
 done
 
 echo "check-sanitizers: emulated CUDA kernels"
