@@ -3,12 +3,71 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import operator
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+
+def as_int(name: str, value: object) -> int:
+    """Return an integer argument, NumPy's and torch's integers included; a bool is no integer."""
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} must be an int, got {value!r}") from None
+
+
+def as_count(name: str, value: object, least: int = 1) -> int:
+    """Return an integer argument that is at least ``least``."""
+    count = as_int(name, value)
+    if count < least:
+        raise ValueError(f"{name} must be at least {least}, got {count}")
+    return count
+
+
+def check_number(
+    name: str,
+    value: object,
+    low: float = 0.0,
+    high: float = math.inf,
+    above: bool = False,
+) -> float:
+    """Return ``value`` as a float if it is a finite number from ``low`` to ``high``.
+
+    Args:
+        name: of the argument, for the message.
+        value: what came.
+        low: the least value.
+        high: the largest value.
+        above: whether ``low`` itself is excluded.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be in the range of a float, got a larger integer") from None
+    fits = math.isfinite(number) and (low < number if above else low <= number) and number <= high
+    if not fits:
+        bounds = (
+            "" if low == -math.inf else f" and {'greater than' if above else 'at least'} {low:g}"
+        )
+        bounds += "" if high == math.inf else f" and at most {high:g}"
+        raise ValueError(f"{name} must be finite{bounds}, got {value}")
+    return number
+
+
+def check_option(name: str, value: object, options: tuple[str, ...]) -> str:
+    """Return ``value`` if it is one of ``options``."""
+    if not isinstance(value, str) or value not in options:
+        raise ValueError(f"{name} must be one of {options}, got {value!r}")
+    return str(value)
 
 
 def check_flag(name: str, value: object) -> bool:

@@ -13,7 +13,6 @@ lines; ``torchrun --nproc-per-node=4 script.py`` then starts it. docs/distribute
 from __future__ import annotations
 
 import datetime
-import math
 import os
 import secrets
 import time
@@ -24,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .checks import check_number
 from .description import differences
 
 # Elements of an exchange of many, at most: enough for full bandwidth, few beside a model.
@@ -51,10 +51,7 @@ def init(timeout: float = 300.0, backend: str | None = None) -> bool:
         TypeError: a timeout that is no number.
         ProcessError: not all processes have come within the timeout.
     """
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise TypeError(f"timeout must be a number of seconds, got {timeout!r}")
-    if not 0 < timeout < math.inf:
-        raise ValueError(f"timeout must be positive and finite, got {timeout}")
+    timeout = check_number("timeout", timeout, above=True)
     if dist.is_initialized():
         return True
     if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from .attach import attach, match_members
-from .checks import check_entries, check_flag
+from .checks import as_int, check_entries, check_flag
 from .memory import is_out_of_memory, with_advice
 from .nn.base import PerturbedLayer
 from .nn.convert import revert
 from .nn.fused import without_fused_layers
-from .noise.state import NoiseState, as_int, check_seed
+from .noise.state import NoiseState, check_seed
 from .rows import MemberRows
 from .summary import summarise
 

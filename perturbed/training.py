@@ -15,10 +15,10 @@ import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from .checkpoint import Checkpoints
+from .checks import as_count, check_number
 from .distributed import is_first
 from .logs import Log, Record
-from .noise.state import as_count
-from .optim.base import PopulationOptimizer, check_number
+from .optim.base import PopulationOptimizer
 from .optim.distribution import SeparableSearch
 from .optim.strategy import EvolutionStrategy
 

@@ -8,9 +8,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from ..checks import check_path
+from ..checks import as_count, as_int, check_path
 from ..distributed import is_first
-from ..noise.state import as_count, as_int
 from .file import DamagedCheckpointError, read_checkpoint, save_checkpoint
 from .parts import CheckpointError, is_object, restore, states_of
 

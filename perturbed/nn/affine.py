@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..checks import as_int
 from ..noise import NoiseFamily
 from ..noise.base import matrix_shape, needs_grad, wide_like
-from ..noise.state import as_int
 from ..replicate import Replicated
 from .base import PerturbedLayer, check_float
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _ops
+from ..checks import as_int
 from ..replicate import Replicated, replicate_rows
 from .convolution import Convolution, PopulationBatch, convolve_members, spread
 from .products import add_products, sum_noise
@@ -22,7 +23,7 @@ from .scratch import per_scratch as per_scratch
 from .scratch import repeat_signs as repeat_signs
 from .scratch import wide_like as wide_like
 from .scratch import with_tokens as with_tokens
-from .state import NoiseState, as_int
+from .state import NoiseState
 
 # Streams of one layer in the noise contract (csrc/noise/counters.h).
 STREAM_WEIGHT = 0
@@ -348,13 +349,6 @@ class NoiseFamily(ABC):
 
 
 # ---- options -----------------------------------------------------------------------------------
-
-
-def check_option(name: str, value: object, options: tuple[str, ...]) -> str:
-    """Return ``value`` if it is one of ``options``."""
-    if not isinstance(value, str) or value not in options:
-        raise ValueError(f"{name} must be one of {options}, got {value!r}")
-    return str(value)
 
 
 def check_count(name: str, value: object, none_is_zero: bool = False) -> int | float:

@@ -152,13 +152,17 @@ def spread(y: Tensor, batch: PopulationBatch) -> Tensor:
     return replicate_rows(y, batch.copies, batch.directions) if batch.shared else y
 
 
-@torch.compiler.assume_constant_result
 def _multiplies_exactly(device: str) -> bool:
     """Whether convolutions and products of float32 keep its mantissa (unlike TF32)."""
     backends: Any = torch.backends
     convolution = backends.cudnn.conv if device == "cuda" else backends.mkldnn.conv
     matmul = backends.cuda.matmul if device == "cuda" else backends.mkldnn.matmul
     return not {"tf32", "bf16"} & {convolution.fp32_precision, matmul.fp32_precision}
+
+
+# What torch.compiler.assume_constant_result does, which imports torch's compiler, a second of every
+# `import perturbed`. tests/test_compile.py would notice another name of it.
+_multiplies_exactly._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def holds_sums(x: Tensor) -> bool:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from .. import _ops
+from ..checks import check_option
 from .base import (
     DISTRIBUTIONS,
     STORAGES,
     LayerNoise,
     NoiseFamily,
-    check_option,
     matrix_shape,
     needs_grad,
     rows_of,

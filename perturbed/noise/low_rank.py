@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _ops
+from ..checks import as_count, check_option
 from .base import (
     DISTRIBUTIONS,
     STREAM_FACTOR_A,
@@ -16,7 +17,6 @@ from .base import (
     NoiseFamily,
     add_outer_products,
     assign_total,
-    check_option,
     matrix_shape,
     needs_grad,
     per_scratch,
@@ -24,7 +24,6 @@ from .base import (
     wide_like,
 )
 from .convolution import Convolution, PopulationBatch, add_products, sums_are_cheap
-from .state import as_count
 
 # Rows that all members share from which a matrix product with drawn factors is at least as fast as
 # the kernel's dot products, which on a GPU draw the factors again for every four rows.

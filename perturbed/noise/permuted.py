@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 
 from .. import _ops
-from ..checks import check_flag
+from ..checks import check_flag, check_option
 from .base import (
     STREAM_SELECT_IN,
     STREAM_SELECT_OUT,
     LayerNoise,
     assign_total,
     check_count,
-    check_option,
     matrix_shape,
     needs_grad,
     per_scratch,

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from .. import _ops
+from ..checks import check_option
 from .base import (
     DISTRIBUTIONS,
     STORAGES,
     STREAM_SHARED,
     LayerNoise,
     NoiseFamily,
-    check_option,
     matrix_shape,
     needs_grad,
     repeat_signs,

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from .. import _ops
+from ..checks import as_count, check_option
 from .base import (
     STREAM_FLIP_IN,
     STREAM_FLIP_OUT,
     LayerNoise,
     add_outer_products,
     assign_total,
-    check_option,
     matrix_shape,
     needs_grad,
     rows_of,
@@ -20,7 +20,6 @@ from .base import (
 )
 from .convolution import Convolution, PopulationBatch
 from .shared_base import SIDES, SharedBase, add_rows, choose_sides
-from .state import as_count
 
 
 class SignFlip(SharedBase):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _ops
+from ..checks import check_option
 from .base import (
     DISTRIBUTIONS,
     STREAM_COLUMNS,
@@ -13,7 +14,6 @@ from .base import (
     LayerNoise,
     NoiseFamily,
     check_count,
-    check_option,
     needs_grad,
     resolve_count,
     rows_of,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import operator
 import secrets
 
 import torch
 from torch import Tensor
 
 from .. import _C
+from ..checks import as_int
 from .turn import Turn
 
 
@@ -135,9 +135,14 @@ class NoiseState:
         made = self._tensors.get(device)
         return (self._make_tensors(device) if made is None else made)[2]
 
-    # Traced, the numbers would become constants of the graph.
-    @torch.compiler.disable
     def _make_tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        if torch.compiler.is_compiling():
+            # Traced, the numbers would become constants of the graph. Not a decorator, which would
+            # have every `import perturbed` wait a second for the import of torch's compiler.
+            return torch.compiler.disable(self._new_tensors)(device)
+        return self._new_tensors(device)
+
+    def _new_tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         # Ordinary tensors, though the caller is in inference mode: they are updated in place later.
         with torch.inference_mode(False):
             key = torch.tensor(self._key(), dtype=torch.int64, device=device)
@@ -240,24 +245,6 @@ class NoiseState:
                 "must stay the first dimension throughout, (B, T, in) and not (B * T, in) or "
                 f"(T, B, in), because row b belongs to direction b % {self.directions}"
             )
-
-
-def as_int(name: str, value: object) -> int:
-    """Return an integer argument, NumPy's and torch's integers included; a bool is no integer."""
-    if isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    try:
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{name} must be an int, got {value!r}") from None
-
-
-def as_count(name: str, value: object, least: int = 1) -> int:
-    """Return an integer argument that is at least ``least``."""
-    count = as_int(name, value)
-    if count < least:
-        raise ValueError(f"{name} must be at least {least}, got {count}")
-    return count
 
 
 def check_directions(directions: int) -> int:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import as_int, check_number
 from ..model import PerturbedModel
-from ..noise.state import as_int
-from .base import check_model, check_number
+from .base import check_model
 from .strategy import EvolutionStrategy, Stateful, perturbed_parameters
 
 LEARNING_RATE = 0.02  # the paper's usual alpha

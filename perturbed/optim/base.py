@@ -312,38 +312,6 @@ def check_model(pm: object) -> PerturbedModel:
     return pm
 
 
-def check_number(
-    name: str,
-    value: object,
-    low: float = 0.0,
-    high: float = math.inf,
-    above: bool = False,
-) -> float:
-    """Return ``value`` as a float if it is a finite number from ``low`` to ``high``.
-
-    Args:
-        name: of the argument, for the message.
-        value: what came.
-        low: the least value.
-        high: the largest value.
-        above: whether ``low`` itself is excluded.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    try:
-        number = float(value)
-    except OverflowError:
-        raise ValueError(f"{name} must be in the range of a float, got a larger integer") from None
-    fits = math.isfinite(number) and (low < number if above else low <= number) and number <= high
-    if not fits:
-        bounds = (
-            "" if low == -math.inf else f" and {'greater than' if above else 'at least'} {low:g}"
-        )
-        bounds += "" if high == math.inf else f" and at most {high:g}"
-        raise ValueError(f"{name} must be finite{bounds}, got {value}")
-    return number
-
-
 def to_numbers(values: Any, device: torch.device | None = None) -> Tensor:
     """Bring values to a floating-point tensor on ``device`` (their own), wide enough to average.
 

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_flag, check_like
-from .base import check_number
+from ..checks import check_flag, check_like, check_number
 from .composite import (
     Closure,
     CompositeOptimizer,

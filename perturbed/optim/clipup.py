@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_flag
-from .base import check_number
+from ..checks import check_flag, check_number
 
 
 class ClipUp(torch.optim.Optimizer):

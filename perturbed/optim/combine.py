@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from ..checks import check_like
-from ..noise.state import as_int, as_seed, check_seed
-from .base import check_number
+from ..checks import as_int, check_like, check_number
+from ..noise.state import as_seed, check_seed
 from .composite import (
     Closure,
     CompositeOptimizer,

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import _ops
-from ..checks import check_flag, check_tensor, undone_by
+from ..checks import check_flag, check_number, check_tensor, undone_by
 from ..model import PerturbedModel
 from ..noise.base import OPTIMIZER_ID, STREAM_WEIGHT, per_scratch, stream_word
 from ..noise.state import NoiseState
-from .base import PopulationOptimizer, check_number
+from .base import PopulationOptimizer
 from .strategy import check_optimizer
 from .swarm import Swarm
 

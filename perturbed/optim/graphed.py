@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..noise.state import as_count
+from ..checks import as_count
 from .strategy import EvolutionStrategy
 
 

@@ -13,8 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..checks import check_number
 from ..model import PerturbedModel
-from .base import check_number
 from .shaping import Shaping, check_comparable, resolve_shaping
 from .strategy import EvolutionStrategy, Stateful
 

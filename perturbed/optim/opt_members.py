@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_like
-from .base import check_number, member_values, to_numbers
+from ..checks import check_like, check_number
+from .base import member_values, to_numbers
 from .composite import CompositeOptimizer, Optimizer, checked, uses_gradients
 from .swarm import Swarm
 from .zeroth.closure import Closure, call, to_loss

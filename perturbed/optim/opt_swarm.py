@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import _C, _ops
-from ..checks import check_entries, check_like, check_tensor, undone_by
+from ..checks import as_int, check_entries, check_like, check_number, check_tensor, undone_by
 from ..model import PerturbedModel
 from ..noise.base import OPTIMIZER_ID, STREAM_TRIALS, stream_word
-from ..noise.state import as_int, as_seed, check_seed
-from .base import check_number
+from ..noise.state import as_seed, check_seed
 from .composite import Optimizer
 from .crossover import check_crossover, cross
 from .opt_members import Batch, Members, OneByOne, SignGrad

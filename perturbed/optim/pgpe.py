@@ -13,8 +13,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_number
 from ..model import PerturbedModel
-from .base import check_number
 from .clipup import ClipUp
 from .distribution import SeparableSearch
 from .shaping import Shaping, resolve_shaping

@@ -25,10 +25,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import check_entries
+from ..checks import as_count, check_entries, check_number
 from ..logs import Log, Record
-from ..noise.state import as_count
-from .base import PopulationOptimizer, check_number
+from .base import PopulationOptimizer
 from .strategy import EvolutionStrategy
 
 

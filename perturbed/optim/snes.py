@@ -12,8 +12,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_number
 from ..model import PerturbedModel
-from .base import check_number
 from .distribution import SeparableSearch
 from .shaping import check_comparable, nes_utilities
 

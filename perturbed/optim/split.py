@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from ..noise.state import as_int
+from ..checks import as_int
 
 
 class Split:

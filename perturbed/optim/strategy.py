@@ -10,10 +10,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ..checks import undone_by
+from ..checks import as_count, undone_by
 from ..distributed import Processes
 from ..model import PerturbedModel
-from ..noise.state import as_count
 from .base import PopulationOptimizer, check_model, member_values
 from .evaluation import Evaluation, check_estimate
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..candidate import evaluate_one_by_one
+from ..checks import as_count, as_int
 from ..model import PerturbedModel
 from ..nn.convert import revert
-from ..noise.state import as_count, as_int
 from .base import member_values, to_numbers
 from .evaluation import Evaluation
 from .share import Share

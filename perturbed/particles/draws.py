@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import _C, _ops
+from ..checks import as_int
 from ..noise.base import OPTIMIZER_ID, STREAM_PARTICLE, stream_word
-from ..noise.state import as_int, check_seed
+from ..noise.state import check_seed
 from .modules import product
 from .particle import Product, detached
 

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_flag
-from ..noise.state import as_count
+from ..checks import as_count, check_flag
 
 
 class BatchEnv(abc.ABC):

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..noise.state import as_count
+from ..checks import as_count
 from .env import BatchEnv
 
 MODES = ("sync", "async")

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..noise.state import as_count
+from ..checks import as_count
 from .env import BatchEnv
 from .mujoco_tasks import TASKS, Physics
 

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checks import as_count, check_number
 from ..distributed import Processes
-from ..noise.state import as_count
-from ..optim.base import check_number
 from .env import kind
 from .moments import Moments, exact_sum, merged, moments
 

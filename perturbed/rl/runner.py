@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_entries, check_flag
+from ..checks import as_count, check_entries, check_flag, check_number
 from ..model import PerturbedModel
-from ..noise.state import as_count, as_seed, check_seed
-from ..optim.base import check_number
+from ..noise.state import as_seed, check_seed
 from .actor import Actor, leaves
 from .env import BatchEnv, kind
 from .lanes import Lanes

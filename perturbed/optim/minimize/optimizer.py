@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ... import _C
-from ...checks import check_like
+from ...checks import check_like, check_number
 from ...model import PerturbedModel
 from ...noise.state import as_seed, check_seed
-from ..base import check_number
 from ..zeroth.closure import Closure, check_closure
 from .bounds import bound_vectors, check_names
 from .methods import check_limits, check_options, find_local, find_method, load_scipy

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from ... import _ops
+from ...checks import check_number
 from ...noise.base import OPTIMIZER_ID, STREAM_SWARM, stream_word
-from ..base import check_number
 from .variant import Flight, Schedule, Variant, check_schedule, scheduled
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..base import check_number
+from ...checks import check_number
 from .variant import Flight, Variant
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..base import check_number
+from ...checks import check_number
 from .classic import Constriction
 from .variant import Flight, Schedule, Variant, check_schedule, scheduled
 

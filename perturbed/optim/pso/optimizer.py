@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from ... import _C, _ops
-from ...checks import check_flag, check_tensor
+from ...checks import check_flag, check_number, check_tensor
 from ...model import PerturbedModel
 from ...noise.base import OPTIMIZER_ID, STREAM_SWARM_JIGGLE, stream_word
 from ...noise.state import as_seed, check_seed
-from ..base import PopulationOptimizer, check_number, to_numbers
+from ..base import PopulationOptimizer, to_numbers
 from ..swarm import Swarm
 from .classic import Constriction, Inertia
 from .free import Accelerated, BareBones, CompetitiveSwarm

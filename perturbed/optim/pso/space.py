@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ... import _ops
 from ..._ops.swarm import CLIP, REFLECT, UNBOUNDED
+from ...checks import check_number
 from ...noise.base import OPTIMIZER_ID, STREAM_SWARM_START, stream_word
-from ..base import check_number
 from ..swarm import Swarm
 
 BOUNDARIES = {"clip": CLIP, "reflect": REFLECT}

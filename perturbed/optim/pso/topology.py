@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...noise.state import as_count
+from ...checks import as_count
 
 Topology = Callable[[int, int], "Tensor | None"]
 

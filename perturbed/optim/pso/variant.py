@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ... import _ops
+from ...checks import check_number
 from ...noise.base import OPTIMIZER_ID, STREAM_SWARM_OTHER, per_scratch, stream_word
-from ..base import check_number
 from .space import Space
 
 

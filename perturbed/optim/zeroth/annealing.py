@@ -13,9 +13,7 @@ from typing import Any
 
 import torch
 
-from ...checks import check_flag
-from ...noise.state import as_count
-from ..base import check_number
+from ...checks import as_count, check_flag, check_number
 from .base import Point, ScalarOptimizer, Trial
 from .checks import check_options
 from .samplers import Sampler

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..base import check_number
+from ...checks import check_number
 from .samplers import check_sampler
 
 

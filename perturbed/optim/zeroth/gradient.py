@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from ...checks import check_flag
-from ..base import check_number
+from ...checks import check_flag, check_number
 from ..strategy import check_optimizer
 from .base import Point
 from .checks import check_options

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..base import check_number
+from ...checks import check_number
 from .base import Point, ScalarOptimizer, Trial
 from .checks import check_options, improves
 from .domain import check_domain, grid_size, grid_value

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from ...checks import check_flag
-from ...noise.state import as_count
+from ...checks import as_count, check_flag
 from .base import Point, Trial
 from .gradient import GradientSearch
 from .samplers import Sampler

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...noise.state import as_count, check_seed
+from ...checks import as_count
+from ...noise.state import check_seed
 from .closure import to_loss
 from .samplers import Source
 

@@ -13,10 +13,8 @@ from typing import Any
 
 import torch
 
-from ...checks import check_flag
+from ...checks import as_count, check_flag, check_number
 from ...noise.dense import Dense
-from ...noise.state import as_count
-from ..base import check_number
 from .base import Point, Trial
 from .gradient import GradientSearch
 from .population import Batched
