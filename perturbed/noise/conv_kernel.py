@@ -24,6 +24,8 @@ MIN_CHANNELS = 12
 BLOCK = 8
 # Numbers of a kernel from which packing it is felt, and output positions that make up for it.
 LARGE_KERNEL, MANY_POSITIONS = 1 << 14, 512
+# Numbers of a kernel from which packing it for one row is felt at any size of x.
+HUGE_KERNEL = 1 << 17
 # How much larger x may become with its padding.
 MAX_PADDED = 1.3
 
@@ -58,6 +60,10 @@ def pays(x: Tensor, shape: torch.Size, conv: Convolution, batch: PopulationBatch
             return shape[1] == 1 and rows > 1
     if shape[1] % BLOCK:
         return True
+    # A kernel that one row uses is packed for that row alone.
+    if rows == 1 and not conv.channels_last:
+        if shape[2] == shape[3] == 1 or shape.numel() >= HUGE_KERNEL:
+            return False
     positions = rows * math.prod(conv.output_size(x.shape[2:], shape[2:]))
     if shape.numel() >= LARGE_KERNEL and positions < MANY_POSITIONS:
         return False
