@@ -93,7 +93,8 @@ def digest(content: Any) -> str:
     def add(value: Any) -> None:
         if isinstance(value, Tensor):
             plain = value.detach().cpu().resolve_conj().resolve_neg()
-            flat = plain.contiguous().reshape(-1)
+            # Torch lets the stride of a single number be anything; a view in bytes needs 1.
+            flat = plain.contiguous().as_strided((plain.numel(),), (1,))
             hashed.update(f"{tuple(value.shape)}{value.dtype}".encode())
             hashed.update(flat.view(torch.uint8).numpy().data)
         elif isinstance(value, Mapping):

@@ -95,6 +95,12 @@ def test_plain_values_come_back_as_they_were(file):
     assert type(found["nested"]["a"]) is tuple
 
 
+def test_a_number_out_of_a_larger_tensor_is_saved(file):
+    column = torch.randn(1, 17)[:, 3]  # one number, stride 17
+    save_checkpoint(file, column=column)
+    assert torch.equal(load_checkpoint(file)["column"], column)
+
+
 def test_a_generator_goes_on_where_it_was(file):
     generator = torch.Generator().manual_seed(3)
     torch.rand(5, generator=generator)
